@@ -1,0 +1,177 @@
+"""The protocol of a neural process: condition = fold, observe = update, many shards = merge.
+
+A process maps a context of (x, y) pairs and target inputs to a predictive distribution of the targets' outputs. The
+module holds weights only; what was seen is a state, and every method is pure.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import safetensors.torch
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from synopsis.memory.base import Merges
+from synopsis.processes.heads import PredictiveDistribution
+from synopsis.states import State, Weights, fingerprint, write_atomic
+from synopsis.tasks import Batch
+
+PROCESSES: dict[str, type["Process"]] = {}
+
+
+class Process(nn.Module):
+    """Base of every process.
+
+    Subclasses implement :meth:`init`, :meth:`update`, :meth:`predict`, and :meth:`merge` where it is exact; they
+    declare ``merges``, call ``super().__init__`` with their constructor's arguments, and are found under their name
+    in ``PROCESSES``.
+    """
+
+    merges: ClassVar[Merges] = None
+    dim_x: int
+    dim_y: int
+
+    def __init_subclass__(cls) -> None:
+        PROCESSES[cls.__name__] = cls
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = config
+        self.dim_x, self.dim_y = config["dim_x"], config["dim_y"]
+        self._weights: Weights | None = None
+        self._fingerprint_of: tuple[object, str] | None = None
+
+    def init(self, batch_shape: tuple[int, ...] = (1,)) -> Any:
+        """A state that has seen nothing; ``batch_shape`` is ``(streams,)``."""
+        raise NotImplementedError
+
+    def update(
+        self,
+        state: Any,
+        xc: Float[Tensor, "batch context dim_x"],
+        yc: Float[Tensor, "batch context dim_y"],
+        mask: Bool[Tensor, "batch context"] | None = None,
+    ) -> Any:
+        """The state after these points as well; mask is True where a point is real.
+
+        In evaluation mode no graph is kept, so an endless stream needs no ``torch.no_grad``.
+        """
+        raise NotImplementedError
+
+    def predict(
+        self, state: Any, xt: Float[Tensor, "batch targets dim_x"]
+    ) -> PredictiveDistribution:
+        """The predictive distribution at target inputs; nothing is learned and nothing changes."""
+        raise NotImplementedError
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """The state after both parts of the data; raises where that is not exact."""
+        raise NotImplementedError(f"states of {type(self).__name__} cannot be merged")
+
+    def forward(
+        self,
+        xc: Float[Tensor, "batch context dim_x"],
+        yc: Float[Tensor, "batch context dim_y"],
+        xt: Float[Tensor, "batch targets dim_x"],
+        mask: Bool[Tensor, "batch context"] | None = None,
+    ) -> PredictiveDistribution:
+        """Condition on a context and predict: init, update, predict."""
+        return self.predict(self.update(self.init((len(xc),)), xc, yc, mask), xt)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Negative mean log-likelihood of the real targets, nats per target."""
+        predicted = self(batch.xc, batch.yc, batch.xt, batch.context_mask)
+        log_likelihood = predicted.log_prob(batch.yt)
+        if batch.target_mask is not None:
+            log_likelihood = log_likelihood[batch.target_mask]
+        return -log_likelihood.mean()
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of configuration and weights; states carry it, and other weights refuse them."""
+        self._weights = self._weights or Weights(self)
+        key = self._weights.version()
+        if self._fingerprint_of is None or self._fingerprint_of[0] != key:
+            config = {"process": type(self).__name__, **self.config}
+            self._fingerprint_of = (key, fingerprint(self, config))
+        return self._fingerprint_of[1]
+
+    def save_pretrained(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``.
+
+        Args:
+            folder: made if it does not exist.
+            dtype: of the weights on disk; None keeps theirs.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {k: v.to(dtype or v.dtype).contiguous() for k, v in self.state_dict().items()}
+        config = {"process": type(self).__name__, "arguments": self.config}
+        write_atomic(folder / "model.safetensors", safetensors.torch.save(weights))
+        write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+    def check_points(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Raise ValueError, with what came and what was expected, unless points fit this process."""
+        if x.dim() != 3 or x.shape[-1] != self.dim_x:
+            raise ValueError(f"x must be (batch, points, {self.dim_x}), not {tuple(x.shape)}")
+        if y is not None and (*x.shape[:2], self.dim_y) != tuple(y.shape):
+            raise ValueError(
+                f"y must be {(*x.shape[:2], self.dim_y)} to go with x {tuple(x.shape)}, not {tuple(y.shape)}"
+            )
+
+
+def build(config: Mapping[str, Any]) -> Process:
+    """A process with fresh weights from ``{"process": name, "arguments": {…}}``.
+
+    Raises:
+        ValueError: when the name is unknown or the arguments do not fit.
+    """
+    name = config.get("process")
+    if name not in PROCESSES:
+        raise ValueError(f"unknown process {name!r}; there are {', '.join(sorted(PROCESSES))}")
+    try:
+        return PROCESSES[name](**config.get("arguments", {}))
+    except TypeError as error:
+        raise ValueError(f"{name} does not take these arguments: {error}") from error
+
+
+def load(source: Path | str) -> Process:
+    """Load a process in evaluation mode.
+
+    Args:
+        source: a folder written by :meth:`Process.save_pretrained`, or the name of a shipped process
+            (``"regression-8d"``).
+
+    Raises:
+        ValueError: when there is no such folder or name, or its files do not fit together.
+    """
+    folder = _folder(source)
+    try:
+        process = build(json.loads((folder / "config.json").read_text()))
+        weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
+        process.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except (OSError, KeyError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{folder} does not hold a whole process: {error}") from error
+    return process.eval()
+
+
+def shipped() -> list[str]:
+    """Names of the processes that come with the package."""
+    folder = Path(str(resources.files("synopsis") / "pretrained"))
+    return sorted(config.parent.name for config in folder.glob("*/config.json"))
+
+
+def _folder(source: Path | str) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    if str(source) in shipped():
+        return Path(str(resources.files("synopsis") / "pretrained" / str(source)))
+    names = ", ".join(shipped()) or "none"
+    raise ValueError(f"{str(source)!r} is neither a folder nor a shipped process ({names})")
+
+
+__all__ = ["PROCESSES", "Process", "Self", "State", "build", "load", "shipped"]
