@@ -287,7 +287,7 @@ class CMABStack(nn.Module):
         """The projections, kept between calls until a weight is written to or has to learn."""
         if torch.is_grad_enabled() and self.blocks[0].latents.requires_grad:
             return self._project()
-        key = self._version()
+        key = self._weights_version()
         if self._entrance_of is None or self._entrance_of[0] != key:
             self._entrance_of = (key, self._project())
         return self._entrance_of[1]
@@ -305,13 +305,13 @@ class CMABStack(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Sixteen hex digits that only these weights have."""
-        key = self._version()
+        key = self._weights_version()
         if self._fingerprint_of is None or self._fingerprint_of[0] != key:
             blocks = nn.ModuleList(self.blocks)
             self._fingerprint_of = (key, fingerprint(blocks, {"blocks": len(self.blocks)}))
         return self._fingerprint_of[1]
 
-    def _version(self) -> object:
+    def _weights_version(self) -> object:
         if self._weights is None:
             self._weights = Weights(nn.ModuleList(self.blocks))
         return self._weights.version()

@@ -1,10 +1,11 @@
-"""A constant memory process anchored at Bayesian linear regression.
+"""A constant memory process anchored at a Bayesian regression.
 
-Streams of the real world are mostly linear, and a line is learned exactly by a handful of sums. So this process keeps
-both memories: the exact posterior of a linear regression, and constant memory attention blocks for everything a line
-misses. The head describes y in units of the linear prediction, (y − m(x)) / s(x): at the start of training the process
-*is* the linear regression, whatever the scale of the data, and the network learns where to leave it. Both memories are
-folds that merge in any order, so the whole is one.
+Smooth and linear functions need no attention: a few dozen sums learn them exactly, and say how sure they are. So this
+process keeps two memories: Bayesian regressions on random Fourier features, and constant memory attention blocks for
+everything those get wrong: steps, tails, noise that depends on the inputs, drift, priors when data are few. The head
+describes y in units of the regressions' prediction, (y − m(x)) / s(x): at the start of training the process *is* the
+regression, whatever the scale of the data, and the network learns where to leave it. Both memories are folds that merge
+in any order, so the whole is one.
 """
 
 from dataclasses import dataclass, replace
@@ -19,12 +20,19 @@ from synopsis.memory.cmab import CMABState
 from synopsis.memory.layers import perceptron
 from synopsis.processes.base import Process
 from synopsis.processes.cmanp import Trunk
-from synopsis.processes.heads import MixtureHead, PredictiveDistribution
-from synopsis.processes.linear import BayesianLinear, LinearState
+from synopsis.processes.heads import Gaussian, MixtureHead, PredictiveDistribution
+from synopsis.processes.spectral import (
+    AMPLITUDES,
+    LENGTH_SCALES,
+    Experts,
+    SpectralRegression,
+    SpectralState,
+)
 from synopsis.states import State
 
 _EMBEDDING_DEPTH = 4
-_ANCHOR_FEATURES = 4
+_EXPERTS = len(AMPLITUDES) * len(LENGTH_SCALES)
+_ANCHOR_FEATURES = 4 + 3 * _EXPERTS
 _FAMILIAR_COUNT = 2000.0  # contexts in training are no longer; beyond, the count says "many"
 
 
@@ -34,23 +42,23 @@ class AnchoredState(State):
 
     Args:
         blocks: of the constant memory attention blocks.
-        line: of the linear regression.
+        regression: of the Bayesian regressions.
         fingerprint: of the process that made it.
     """
 
     kind: ClassVar[str] = "anchored-cmanp"
     blocks: CMABState
-    line: LinearState
+    regression: SpectralState
     fingerprint: str
 
     @property
-    def count(self) -> Int[Tensor, " batch"]:  # type: ignore[override]
+    def count(self) -> Int[Tensor, " batch"]:
         """Points seen by each stream."""
         return self.blocks.count
 
 
 class AnchoredCMANP(Process):
-    """Constant memory neural process for streams of one output, anchored at Bayesian linear regression.
+    """Constant memory neural process for streams of one output, anchored at a Bayesian regression.
 
     An input that is NaN is "not given", so one process serves any number of inputs up to ``dim_x``. Inputs and outputs
     are expected standardised; large values are compressed, not cut.
@@ -88,7 +96,7 @@ class AnchoredCMANP(Process):
             raise ValueError(f"an anchored process predicts one output, not {dim_y}")
         sizes = {"dim": dim, "heads": heads, "blocks": blocks, "latents": latents}
         super().__init__(dim_x=dim_x, dim_y=dim_y, **sizes, components=components)
-        self.line = BayesianLinear(dim_x)
+        self.regression = SpectralRegression(dim_x)
         self.embed_context = perceptron(2 * dim_x + 1, dim, dim, _EMBEDDING_DEPTH)
         self.embed_target = perceptron(2 * dim_x + _ANCHOR_FEATURES, dim, dim, _EMBEDDING_DEPTH)
         self.trunk = Trunk(dim, heads, blocks, latents, residual="raw")
@@ -96,8 +104,8 @@ class AnchoredCMANP(Process):
 
     def init(self, batch_shape: tuple[int, ...] = (1,)) -> AnchoredState:
         """A state that has seen nothing; ``batch_shape`` is ``(streams,)``."""
-        blocks, line = self.trunk.stack.init(batch_shape), self.line.init(batch_shape)
-        return AnchoredState(blocks, line, self.fingerprint)
+        blocks, sums = self.trunk.stack.init(batch_shape), self.regression.init(batch_shape)
+        return AnchoredState(blocks, sums, self.fingerprint)
 
     def update(
         self,
@@ -122,7 +130,8 @@ class AnchoredCMANP(Process):
                 ),
                 mask,
             )
-            return replace(state, blocks=blocks, line=self.line.update(state.line, xc, yc, mask))
+            sums = self.regression.update(state.regression, xc, yc, mask)
+            return replace(state, blocks=blocks, regression=sums)
 
     def predict(
         self, state: AnchoredState, xt: Float[Tensor, "batch targets dim_x"]
@@ -130,14 +139,15 @@ class AnchoredCMANP(Process):
         """The predictive distribution at target inputs; nothing is learned and nothing changes."""
         self.check_points(xt)
         self._check_belongs(state)
-        return self._predict(state.line, self.trunk.read(state.blocks), xt)
+        return self._predict(state.regression, self.trunk.read(state.blocks), xt)
 
     def merge(self, a: AnchoredState, b: AnchoredState) -> AnchoredState:
         """The state after both parts of the data; ValueError when they belong to another process."""
         self._check_belongs(a)
         self._check_belongs(b)
         blocks = self.trunk.stack.merge(a.blocks, b.blocks)
-        return replace(a, blocks=blocks, line=self.line.merge(a.line, b.line))
+        sums = self.regression.merge(a.regression, b.regression)
+        return replace(a, blocks=blocks, regression=sums)
 
     def forward(
         self,
@@ -152,8 +162,8 @@ class AnchoredCMANP(Process):
         self.check_points(xc, yc)
         answers = self.trunk.encode(self._embed(xc, yc, mask), mask)
         with torch.no_grad():
-            line = self.line.update(self.line.init((len(xc),)), xc, yc, mask)
-        return self._predict(line, answers, xt)
+            sums = self.regression.update(self.regression.init((len(xc),)), xc, yc, mask)
+        return self._predict(sums, answers, xt)
 
     def _embed(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         features = torch.cat([_inputs(x), _compress(y)], dim=-1)
@@ -163,27 +173,32 @@ class AnchoredCMANP(Process):
         return embedded
 
     def _predict(
-        self, line: LinearState, answers: list[Tensor], xt: Tensor
+        self, sums: SpectralState, answers: list[Tensor], xt: Tensor
     ) -> PredictiveDistribution:
-        anchor = self.line.predict(line, xt)
-        mean, stddev = anchor.mean.float(), anchor.stddev.float()
-        evidence = self._evidence(line).expand(-1, xt.shape[1], -1)
-        features = torch.cat([_inputs(xt), _compress(mean), stddev.log(), evidence], dim=-1)
+        experts = self.regression.experts(sums, xt)
+        anchor = experts.moments()
+        opinion = _opinion(experts, anchor).to(xt.dtype)
+        count = (sums.count.clamp(max=_FAMILIAR_COUNT).to(xt.dtype).log1p() / 4.0)[:, None, None]
+        features = torch.cat([_inputs(xt), opinion, count.expand(-1, xt.shape[1], -1)], dim=-1)
         residual = self.head(self.trunk.decode(self.embed_target(features), answers))
-        anchored: PredictiveDistribution = residual.affine(mean, stddev)
+        anchored: PredictiveDistribution = residual.affine(anchor.mean, anchor.stddev)
         return anchored
-
-    def _evidence(self, line: LinearState) -> Float[Tensor, "batch 1 2"]:
-        """How much was seen, and how much of it a line leaves unexplained."""
-        count = line.count.clamp(max=_FAMILIAR_COUNT).float().log1p() / 4.0
-        noise = self.line.posterior(line).noise.float().log() / 2.0
-        return torch.cat([count.unsqueeze(-1), noise], dim=-1).unsqueeze(1)
 
     def _check_belongs(self, state: AnchoredState) -> None:
         if state.fingerprint != self.fingerprint:
             raise ValueError(
                 f"the state was made by process {state.fingerprint}, not by this one ({self.fingerprint})"
             )
+
+
+def _opinion(experts: Experts, anchor: Gaussian) -> Float[Tensor, "batch targets features"]:
+    """What the regressions say of a target, in numbers of unit size: together, and where each differs."""
+    mean, stddev = anchor.mean, anchor.stddev
+    weight = experts.log_weight.exp().unsqueeze(1).expand_as(experts.mean)
+    noise = (experts.noise.log() * weight[:, 0]).sum(-1)[:, None, None] / 2.0
+    together = [_compress(mean), stddev.log(), noise.expand_as(mean)]
+    apart = [_compress((experts.mean - mean) / stddev), (experts.stddev / stddev).log(), weight]
+    return torch.cat([*together, *apart], dim=-1)
 
 
 def _inputs(x: Tensor) -> Tensor:

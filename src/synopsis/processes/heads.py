@@ -110,8 +110,13 @@ class GaussianMixture(Independent):
     def affine(self, loc: Tensor | float, scale: Tensor | float) -> "GaussianMixture":
         """The distribution of loc + scale·Y, scale > 0."""
         logits, means, stddevs = self._parts
-        loc, scale = (v.unsqueeze(-1) if isinstance(v, Tensor) and v.dim() else v for v in (loc, scale))
-        return GaussianMixture(logits, loc + scale * means, scale * stddevs)
+        loc, scale = (
+            v.unsqueeze(-1) if isinstance(v, Tensor) and v.dim() else v for v in (loc, scale)
+        )
+        means = (
+            loc + scale * means
+        )  # float64 units stay float64: the weights must then sum to one as well
+        return GaussianMixture(logits.to(means), means, scale * stddevs)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Not offered: which component a draw comes from has no gradient; use ``sample``."""

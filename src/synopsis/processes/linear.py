@@ -85,13 +85,14 @@ class BayesianLinear(Process):
         self,
         dim_x: int,
         dim_y: int = 1,
-        precision: float = 0.1,
+        precision: float = 0.01,
         shape: float = 2.0,
-        rate: float = 0.1,
+        rate: float = 0.01,
     ) -> None:
         super().__init__(dim_x=dim_x, dim_y=dim_y, precision=precision, shape=shape, rate=rate)
         self.precision, self.shape, self.rate = precision, shape, rate
-        self.register_buffer("device_of", torch.empty(0), persistent=False)
+        self.device_of: Tensor
+        self.register_buffer("device_of", torch.empty(0), persistent=False)  # follows .to(device)
 
     def init(self, batch_shape: tuple[int, ...] = (1,)) -> LinearState:
         """A state that has seen nothing."""

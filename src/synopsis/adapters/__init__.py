@@ -1,0 +1,1 @@
+"""Synopsis in the interfaces of other libraries; every adapter is a leaf that needs its extra."""

@@ -1,0 +1,220 @@
+"""Bayesian regression on random Fourier features: a Gaussian process in constant memory.
+
+A Gaussian process with a stationary kernel is, up to a few dozen random frequencies, a Bayesian linear regression on
+φ(x) = (1, x, cos ωx, sin ωx), and all that needs of the data are sums of products: a memory of the additive kind, which
+merges exactly in any order. Nobody knows the length-scale of a stream in advance, nor how much of it is noise, so sums
+are kept for several length-scales, and each is solved under several priors of the amplitude; the resulting experts are
+averaged by their evidence, all in closed form.
+
+Sources: Rahimi & Recht, "Random Features for Large-Scale Kernel Machines", NIPS 2007; Lázaro-Gredilla et al., "Sparse
+Spectrum Gaussian Process Regression", JMLR 2010; Bishop, "Pattern Recognition and Machine Learning", 2006, section 3.5.
+Departures: frequencies are a scrambled Sobol sequence, and inputs are compressed by asinh before they meet a frequency,
+so that an outlier does not fall where no neighbour can be.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from synopsis.memory.base import Merges
+from synopsis.processes.base import Process
+from synopsis.processes.heads import Gaussian, GaussianMixture
+from synopsis.states import State
+
+LENGTH_SCALES = (0.25, 0.7, 2.0)  # in standard deviations of an input, for one input
+AMPLITUDES = (1.0, 30.0, 1000.0)  # prior variance of the function in units of the noise's
+_LINE = 10.0  # prior variance of intercept and slopes in units of the noise's
+_SHAPE, _RATE = 2.0, 0.02  # inverse-gamma prior of the noise variance
+_PIECE = 4096  # rows whose features exist at once
+
+
+@dataclass(frozen=True)
+class SpectralState(State):
+    """Sums of products of the features of everything seen, float64, one set per length-scale.
+
+    Args:
+        products: Σ φ φᵀ, the lower triangle row by row.
+        cross: Σ φ y.
+        outputs: Σ y².
+        count: points seen by each stream.
+    """
+
+    kind: ClassVar[str] = "spectral-regression"
+    products: Float[Tensor, "batch scales triangle"]
+    cross: Float[Tensor, "batch scales features"]
+    outputs: Float[Tensor, " batch"]
+    count: Int[Tensor, " batch"]
+
+    def check(self) -> None:
+        """Raise ValueError unless the sums describe the same streams and features."""
+        batch, scales, features = self.cross.shape
+        expected = ((batch, scales, features * (features + 1) // 2), (batch,), (batch,))
+        found = tuple(tuple(t.shape) for t in (self.products, self.outputs, self.count))
+        if found != expected:
+            raise ValueError(f"sums are {found}; they must be {expected}")
+
+
+class Experts(NamedTuple):
+    """The posterior under every length-scale and amplitude.
+
+    Args:
+        mean: predicted by each expert.
+        stddev: of an observation, by each expert.
+        log_weight: log posterior probability of each expert.
+        noise: each expert's posterior mean of the noise variance.
+    """
+
+    mean: Float[Tensor, "batch targets experts"]
+    stddev: Float[Tensor, "batch targets experts"]
+    log_weight: Float[Tensor, "batch experts"]
+    noise: Float[Tensor, "batch experts"]
+
+    def moments(self) -> Gaussian:
+        """Mean and standard deviation of the experts' mixture."""
+        weight = self.log_weight.exp().unsqueeze(1)
+        mean = (weight * self.mean).sum(-1, keepdim=True)
+        spread = self.stddev.square() + (self.mean - mean).square()
+        return Gaussian(mean, (weight * spread).sum(-1, keepdim=True).sqrt())
+
+
+class SpectralRegression(Process):
+    """Evidence-weighted Bayesian regressions on random Fourier features, for inputs and outputs of about unit size.
+
+    An input that is NaN is "not given". Merging is exact, in any order.
+
+    Args:
+        dim_x: number of inputs.
+        features: Fourier features per length-scale, even.
+        dim_y: 1, for symmetry with the other processes.
+
+    Example:
+        >>> import torch
+        >>> x = torch.linspace(-2, 2, 200).view(1, -1, 1)
+        >>> predicted = SpectralRegression(dim_x=1)(x, (3 * x).sin(), torch.full((1, 1, 1), 0.5))
+        >>> abs(predicted.mean.item() - 0.9975) < 0.02
+        True
+    """
+
+    merges: ClassVar[Merges] = "any order"
+
+    def __init__(self, dim_x: int, features: int = 64, dim_y: int = 1) -> None:
+        if dim_y != 1 or features < 2 or features % 2:
+            raise ValueError(
+                f"one output and an even number of features, not {dim_y} and {features}"
+            )
+        super().__init__(dim_x=dim_x, features=features, dim_y=dim_y)
+        self.frequencies: Float[Tensor, "scales half dim_x"]
+        self.register_buffer("frequencies", _frequencies(features // 2, dim_x))
+        size = 1 + dim_x + features
+        self.rows, self.columns = torch.tril_indices(size, size)
+        self.prior = torch.full((len(AMPLITUDES), size), 1.0 / _LINE, dtype=torch.float64)
+        amplitudes = torch.tensor(AMPLITUDES, dtype=torch.float64)
+        self.prior[:, 1 + dim_x :] = 1.0 / amplitudes.unsqueeze(-1)
+
+    def init(self, batch_shape: tuple[int, ...] = (1,)) -> SpectralState:
+        """A state that has seen nothing."""
+        scales, size = len(LENGTH_SCALES), self.prior.shape[-1]
+        device = self.frequencies.device
+        sums = torch.zeros(*batch_shape, scales, size, dtype=torch.float64, device=device)
+        count = torch.zeros(batch_shape, dtype=torch.int64, device=device)
+        triangle = sums.new_zeros(*batch_shape, scales, len(self.rows))
+        return SpectralState(triangle, sums, sums.new_zeros(batch_shape), count)
+
+    def update(
+        self,
+        state: SpectralState,
+        xc: Float[Tensor, "batch context dim_x"],
+        yc: Float[Tensor, "batch context 1"],
+        mask: Bool[Tensor, "batch context"] | None = None,
+    ) -> SpectralState:
+        """Add the points to the sums."""
+        self.check_points(xc, yc)
+        y = yc.squeeze(-1).double()
+        if mask is not None:
+            y = y.masked_fill(~mask, 0.0)
+        products, cross = state.products, state.cross
+        step = max(1, _PIECE // max(1, len(xc)))
+        for start in range(0, xc.shape[1], step):
+            piece = slice(start, start + step)
+            features = self._features(xc[:, piece])
+            if mask is not None:
+                features = features.masked_fill(~mask[:, None, piece, None], 0.0)
+            products = products + (features.mT @ features)[..., self.rows, self.columns]
+            cross = cross + torch.einsum("bsnf,bn->bsf", features, y[:, piece])
+        added = xc.shape[1] if mask is None else mask.sum(-1)
+        outputs = state.outputs + y.square().sum(-1)
+        return SpectralState(products, cross, outputs, state.count + added)
+
+    def merge(self, a: SpectralState, b: SpectralState) -> SpectralState:
+        """Add the sums."""
+        products, cross = a.products + b.products, a.cross + b.cross
+        return SpectralState(products, cross, a.outputs + b.outputs, a.count + b.count)
+
+    def predict(
+        self, state: SpectralState, xt: Float[Tensor, "batch targets dim_x"]
+    ) -> GaussianMixture:
+        """The experts' mixture at target inputs, float64."""
+        self.check_points(xt)
+        experts = self.experts(state, xt)
+        logits = experts.log_weight[:, None, None].expand(*experts.mean[:, :, None].shape)
+        return GaussianMixture(logits, experts.mean[:, :, None], experts.stddev[:, :, None])
+
+    def experts(self, state: SpectralState, xt: Float[Tensor, "batch targets dim_x"]) -> Experts:
+        """Every expert's prediction, and how probable what was seen makes it."""
+        prior = self.prior.to(state.cross.device)
+        factor = self._factor(state, prior)  # (batch, scales, amplitudes, features, features)
+        cross = state.cross[:, :, None, :, None].expand(*factor.shape[:-1], 1)
+        mean = torch.cholesky_solve(cross, factor)
+        explained = (cross * mean).sum((-1, -2))
+        shape = _SHAPE + state.count[:, None, None] / 2
+        rate = _RATE + (state.outputs[:, None, None] - explained).clamp(min=0.0) / 2
+        volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        evidence = prior.log().sum(-1) / 2 - volume - shape * rate.log()
+        noise = rate / (shape - 1)
+        features = self._features(xt).unsqueeze(2)
+        whitened = torch.linalg.solve_triangular(
+            factor, features.mT.expand(*factor.shape[:-1], -1), upper=False
+        )
+        variance = noise.unsqueeze(-1) * (1.0 + whitened.square().sum(-2))
+        predicted = (features @ mean).squeeze(-1)
+        return Experts(
+            _flat(predicted),
+            _flat(variance.sqrt()),
+            evidence.flatten(1).log_softmax(-1),
+            noise.flatten(1),
+        )
+
+    def _factor(self, state: SpectralState, prior: Tensor) -> Tensor:
+        size = prior.shape[-1]
+        products = state.products.new_zeros(*state.products.shape[:2], size, size)
+        products[..., self.rows, self.columns] = state.products
+        products = products + products.tril(-1).mT
+        factor: Tensor = torch.linalg.cholesky(products.unsqueeze(2) + torch.diag_embed(prior))
+        return factor
+
+    def _features(self, x: Tensor) -> Float[Tensor, "batch scales length features"]:
+        given = (~x.isnan()).sum(-1, keepdim=True).clamp(min=1).double()
+        x = x.double().nan_to_num(nan=0.0)
+        angle = torch.einsum("bnx,sfx->bsnf", x.asinh() / given.sqrt(), self.frequencies.double())
+        waves = torch.cat([angle.cos(), angle.sin()], dim=-1) / math.sqrt(angle.shape[-1])
+        line = torch.cat([torch.ones_like(given), x], dim=-1)
+        return torch.cat([line.unsqueeze(1).expand(-1, len(LENGTH_SCALES), -1, -1), waves], dim=-1)
+
+
+def _frequencies(number: int, dim_x: int) -> Float[Tensor, "scales half dim_x"]:
+    """Gaussian frequencies of squared-exponential kernels, spread evenly and always the same."""
+    sets = []
+    for seed, length in enumerate(LENGTH_SCALES):
+        sobol = torch.quasirandom.SobolEngine(dim_x, scramble=True, seed=seed)
+        uniform = sobol.draw(number, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+        sets.append(torch.special.ndtri(uniform) / length)
+    return torch.stack(sets).float()
+
+
+def _flat(values: Tensor) -> Float[Tensor, "batch targets experts"]:
+    """(batch, scales, amplitudes, targets) to experts last."""
+    return values.flatten(1, 2).mT

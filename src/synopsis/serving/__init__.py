@@ -1,0 +1,1 @@
+"""Streams of rows through a process: reading, progressive evaluation, saved states, reports."""

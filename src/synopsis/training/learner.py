@@ -1,0 +1,225 @@
+"""What changes while training: weights, moments, their moving average; and one step of all of it."""
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from synopsis.processes.base import Process
+from synopsis.tasks import Batch
+from synopsis.training.experiment import Training
+
+MOST_SKIPPED_IN_A_ROW = 20
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many gradients in a row were not finite: the weights cannot recover by themselves."""
+
+
+class _Objective(nn.Module):
+    """A process whose ``forward`` is its loss: autocast and data parallel hook into ``forward``."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self.process = process
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.process.loss(batch)
+
+
+@dataclass
+class Tally:
+    """Sums since the last line of metrics, and how many steps were skipped.
+
+    Args:
+        loss: sum over the steps taken.
+        norm: sum of the gradients' norms before clipping.
+        taken: steps taken since the last line.
+        skipped: steps skipped since the run began.
+        in_a_row: steps skipped since the last one taken.
+    """
+
+    loss: float = 0.0
+    norm: float = 0.0
+    taken: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+
+    def take(self, loss: float, norm: float) -> None:
+        """Count one step taken."""
+        self.loss, self.norm, self.taken = self.loss + loss, self.norm + norm, self.taken + 1
+        self.in_a_row = 0
+
+    def skip(self) -> None:
+        """Count one step skipped."""
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+
+    def means(self) -> dict[str, float | None]:
+        """Mean loss and norm since the last call; None where no step was taken."""
+        taken = self.taken
+        means = {"loss": self.loss, "gradient_norm": self.norm}
+        self.loss, self.norm, self.taken = 0.0, 0.0, 0
+        return {name: total / taken if taken else None for name, total in means.items()}
+
+
+class MovingAverage:
+    """Exponential moving average of a process's weights; buffers are copied.
+
+    Not torch's ``AveragedModel``, whose loop over the parameters costs ten times its arithmetic.
+
+    Args:
+        process: followed; its present weights begin the average.
+        decay: share of the old average that each update keeps, in (0, 1).
+
+    Source: Polyak and Juditsky 1992; the exponential form, as in Kingma and Ba 2015, section 7.2.
+    """
+
+    def __init__(self, process: Process, decay: float) -> None:
+        self.process = deepcopy(process).requires_grad_(False)
+        self._averages = list(self.process.parameters())
+        self._weights = list(process.parameters())
+        self._buffers = list(zip(self.process.buffers(), process.buffers(), strict=True))
+        self._blend = get_ema_multi_avg_fn(decay)
+
+    def update(self) -> None:
+        """Let the average take one step towards the present weights."""
+        self._blend(self._averages, self._weights, 0)
+        for average, buffer in self._buffers:
+            average.copy_(buffer)
+
+
+class Learner:
+    """Weights under AdamW with clipping and a moving average.
+
+    Args:
+        process: moved to the accelerator's device, trained in place.
+        training: the optimiser's settings.
+        accelerator: device, precision and data parallel.
+    """
+
+    def __init__(self, process: Process, training: Training, accelerator: Accelerator) -> None:
+        self.process = process
+        self.tally = Tally()
+        self._clip = training.clip
+        self._accelerator = accelerator
+        self._objective = accelerator.prepare(_Objective(process))
+        self._parameters = {
+            name: parameter
+            for name, parameter in process.named_parameters()
+            if parameter.requires_grad
+        }
+        self._optimizer = _adamw(list(self._parameters.values()), training)
+        self._average = MovingAverage(process, training.ema) if training.ema > 0 else None
+
+    @property
+    def result(self) -> Process:
+        """The process to evaluate and export: the moving average where there is one."""
+        return self.process if self._average is None else self._average.process
+
+    def learn(self, batch: Batch, learning_rate: float) -> float:
+        """Take one step, or skip it when the gradient is not finite.
+
+        Args:
+            batch: on the accelerator's device.
+            learning_rate: of this step.
+
+        Returns:
+            The loss before the step, averaged over all devices.
+
+        Raises:
+            TrainingDiverged: after ``MOST_SKIPPED_IN_A_ROW`` skipped steps.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._objective(batch)
+        self._accelerator.backward(loss)
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        value, size = self._mean(loss.detach()), norm.item()
+        if math.isfinite(size):
+            self._step(norm)
+            self.tally.take(value, size)
+        else:
+            self._skip(size)
+        return value
+
+    def _step(self, norm: Tensor) -> None:
+        if self._clip > 0:
+            clip_grads_with_norm_(self._parameters.values(), self._clip, norm)
+        self._optimizer.step()
+        # The fused kernels change weights behind autograd's back; a process's caches watch versions.
+        increment_version(self._parameters.values())
+        if self._average is not None:
+            self._average.update()
+
+    def _skip(self, norm: float) -> None:
+        self.tally.skip()
+        if self.tally.in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise TrainingDiverged(
+                f"the gradient's norm was not finite in {self.tally.in_a_row} steps in a row "
+                f"(now {norm}); try a smaller learning rate, clipping or warm-up"
+            )
+
+    def _mean(self, loss: Tensor) -> float:
+        if self._accelerator.num_processes > 1:
+            loss = self._accelerator.reduce(loss, "mean")
+        return loss.item()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that :meth:`load` needs, by name, without copying."""
+        tensors = {f"weights.{k}": v for k, v in self.process.state_dict().items()}
+        for name, parameter in self._parameters.items():
+            for moment, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"{moment}.{name}"] = value
+        if self._average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.result.state_dict().items()}
+        return tensors
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what :meth:`tensors` gave.
+
+        Raises:
+            ValueError: if the tensors belong to another process or another setting of ``ema``.
+        """
+        _load(self.process, tensors, "weights.")
+        for name, parameter in self._parameters.items():
+            moments = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
+            if moments:
+                self._optimizer.state[parameter] = {
+                    moment: value.to(parameter.device, copy=True)
+                    for moment, value in moments.items()
+                }
+        if self._average is not None:
+            _load(self.result, tensors, "average.")
+
+
+def _adamw(parameters: list[nn.Parameter], training: Training) -> torch.optim.AdamW:
+    """AdamW on matrices, Adam on vectors: decay of biases and gains is no regularisation."""
+    # fused: 1.3 ms for 288 tensors where foreach takes 4.4 and a loop 5.7 (one CPU thread).
+    options: dict[str, Any] = {"lr": training.learning_rate, "betas": training.betas, "fused": True}
+    if training.weight_decay == 0:
+        return torch.optim.AdamW(parameters, weight_decay=0.0, **options)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], **options)
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{prefix[:-1]} of another process: {reason}") from error

@@ -1,0 +1,66 @@
+"""From the names in an experiment to the classes they mean: explicit, nothing is imported by name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+import synopsis.processes  # noqa: F401  (importing the room fills PROCESSES)
+from synopsis.processes.base import PROCESSES, Process
+from synopsis.tasks import Task
+from synopsis.tasks.gaussian_process import GaussianProcessTask
+from synopsis.tasks.regression_prior import RegressionPrior
+from synopsis.training.experiment import (
+    Component,
+    Experiment,
+    ExperimentError,
+    as_declared,
+    has_type,
+    type_name,
+)
+
+_T = TypeVar("_T")
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "gaussian_process": GaussianProcessTask,
+    "regression_prior": RegressionPrior,
+}
+
+
+def build_process(experiment: Experiment) -> Process:
+    """A new process with random weights from torch's global generator.
+
+    Raises:
+        ExperimentError: if the name is not registered or an argument is wrong.
+    """
+    return _build(PROCESSES, experiment.process, f"{experiment.source}: process")
+
+
+def build_task(experiment: Experiment) -> Task:
+    """The task of an experiment; raises as :func:`build_process`."""
+    return _build(TASKS, experiment.task, f"{experiment.source}: task")
+
+
+def _build(registry: Mapping[str, Callable[..., _T]], part: Component, where: str) -> _T:
+    if part.name not in registry:
+        known = ", ".join(sorted(registry))
+        raise ExperimentError(f"{where}.name = {part.name!r}: unknown; known are {known}")
+    make = registry[part.name]
+    hints = _hints(make)
+    for key, value in part.arguments.items():
+        if key not in hints:
+            known = ", ".join(hints) or "none"
+            raise ExperimentError(f"{where}.{key} = {value!r}: unknown key; known are {known}")
+        if not has_type(value, hints[key]):
+            raise ExperimentError(f"{where}.{key} = {value!r}: must be {type_name(hints[key])}")
+    arguments = {key: as_declared(value, hints[key]) for key, value in part.arguments.items()}
+    try:
+        return make(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"{where}: {error}") from error
+
+
+def _hints(make: Callable[..., object]) -> dict[str, Any]:
+    """Parameter names of a constructor with their types; Any where there is no annotation."""
+    constructor = make.__init__ if inspect.isclass(make) else make
+    known = get_type_hints(constructor)
+    return {name: known.get(name, Any) for name in inspect.signature(make).parameters}
