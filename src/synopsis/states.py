@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
 FORMAT_VERSION = 1
-_MAX_HEADER_BYTES = 1 << 24
+_MAX_HEADER_BYTES = 1 << 20  # JSON grows some twentyfold in memory
 _NO_CHECKSUM = "0" * 64
 _CHECKSUM = re.compile(rb"checksum[\\\": ]+([0-9a-f]{64})")
 _KINDS: dict[str, type["State"]] = {}
@@ -238,7 +238,9 @@ def read_state(path: Path) -> State:
     """Read a state file of any kind; StateFormatError names the file."""
     try:
         return State.deserialize(Path(path).read_bytes())
-    except (OSError, StateFormatError) as error:
+    except OSError as error:
+        raise StateFormatError(f"{path}: {error.strerror}") from error
+    except StateFormatError as error:
         raise StateFormatError(f"{path}: {error}") from error
 
 

@@ -130,12 +130,15 @@ def build(config: Mapping[str, Any]) -> Process:
     Raises:
         ValueError: when the name is unknown or the arguments do not fit.
     """
-    name = config.get("process")
-    if name not in PROCESSES:
+    name, arguments = config.get("process"), config.get("arguments", {})
+    if not isinstance(name, str) or name not in PROCESSES:
         raise ValueError(f"unknown process {name!r}; there are {', '.join(sorted(PROCESSES))}")
+    sizes = [v for v in arguments.values() if isinstance(v, int)]
+    if any(size < 1 for size in sizes if not isinstance(size, bool)):
+        raise ValueError(f"{name}: sizes must be at least 1, not {arguments}")
     try:
-        return PROCESSES[name](**config.get("arguments", {}))
-    except TypeError as error:
+        return PROCESSES[name](**arguments)
+    except (TypeError, RuntimeError, ZeroDivisionError) as error:
         raise ValueError(f"{name} does not take these arguments: {error}") from error
 
 
@@ -151,10 +154,18 @@ def load(source: Path | str) -> Process:
     """
     folder = _folder(source)
     try:
-        process = build(json.loads((folder / "config.json").read_text()))
+        config = json.loads((folder / "config.json").read_text())
+        process = build(config)
         weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
         process.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    except (OSError, KeyError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
+    except (
+        OSError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+        safetensors.SafetensorError,
+    ) as error:
         raise ValueError(f"{folder} does not hold a whole process: {error}") from error
     return process.eval()
 

@@ -35,7 +35,9 @@ class Gaussian(Independent):
 
     def quantile(self, q: float | Tensor) -> Float[Tensor, "batch targets dim_y"]:
         """The q-quantile of each output, 0 < q < 1."""
-        quantile: Tensor = self.base_dist.icdf(torch.as_tensor(q).to(self.mean))
+        quantile: Tensor = self.base_dist.icdf(
+            torch.as_tensor(q, dtype=self.mean.dtype, device=self.mean.device)
+        )
         return quantile
 
     def cdf(self, value: Float[Tensor, "batch targets dim_y"]) -> Tensor:
@@ -86,7 +88,7 @@ class GaussianMixture(Independent):
     def quantile(self, q: float | Tensor) -> Float[Tensor, "batch targets dim_y"]:
         """The q-quantile of each output, 0 < q < 1, by bisection between the components' own quantiles."""
         _, means, stddevs = self._parts
-        level = torch.as_tensor(q).to(means)
+        level = torch.as_tensor(q, dtype=means.dtype, device=means.device)
         each = means + stddevs * torch.special.ndtri(level)
         low, high = each.amin(-1), each.amax(-1)
         for _ in range(_BISECTIONS):

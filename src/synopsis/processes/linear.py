@@ -99,9 +99,8 @@ class BayesianLinear(Process):
         features, device = self.dim_x + 1, self.device_of.device
         zeros = torch.zeros(*batch_shape, features, features, dtype=torch.float64, device=device)
         count = torch.zeros(batch_shape, dtype=torch.int64, device=device)
-        return LinearState(
-            zeros, zeros[..., : self.dim_y].clone(), zeros[..., 0, : self.dim_y].clone(), count
-        )
+        cross = zeros.new_zeros(*batch_shape, features, self.dim_y)
+        return LinearState(zeros, cross, cross[..., 0, :].clone(), count)
 
     def update(
         self,

@@ -71,10 +71,14 @@ class Checkpoint:
         text = metadata.get("training", "")
         if metadata.get("crc32") != str(_crc32(text, tensors)):
             raise CheckpointError(f"{path}: not a whole checkpoint (its checksum does not match)")
-        header = json.loads(text)
-        if header["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {header['format']}; this version reads {FORMAT}")
-        return cls(header["step"], tensors, header["scalars"], header["experiment"])
+        try:
+            header = json.loads(text)
+            found, parts = header["format"], [header[k] for k in ("step", "scalars", "experiment")]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint ({error!r})") from error
+        if found != FORMAT:
+            raise CheckpointError(f"{path}: format {found!r}; this version reads {FORMAT}")
+        return cls(parts[0], tensors, parts[1], parts[2])
 
 
 def _crc32(text: str, tensors: Mapping[str, Tensor]) -> int:

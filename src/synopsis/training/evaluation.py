@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Bool, Float
@@ -92,7 +93,8 @@ def evaluate(process: Process, task: Task, batches: int, batch_size: int, seed: 
     if batches < 1:
         raise ValueError(f"batches = {batches}; an evaluation needs at least 1")
     check_dimensions(process, task)
-    device = next(process.parameters()).device
+    held = chain(process.parameters(), process.buffers())
+    device = next((tensor.device for tensor in held), torch.device("cpu"))
     sums: dict[str, list[float]] = defaultdict(list)
     with _evaluating(process), own_randomness(derived_seed(seed, "evaluation")):
         for batch in evaluation_batches(task, batches, batch_size, seed):
