@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from synopsis import calibration, memory, processes, states, tasks, testing
-    from synopsis.attention import AttentionState
+    from synopsis import attention, calibration, memory, processes, states, tasks, testing
+    from synopsis.attention import AttentionState, scaled_dot_product_attention
     from synopsis.processes import load
     from synopsis.states import StateFormatError
 
@@ -13,16 +13,23 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionState",
     "StateFormatError",
+    "attention",
     "calibration",
     "load",
     "memory",
     "processes",
+    "scaled_dot_product_attention",
     "states",
     "tasks",
     "testing",
 ]
 
-_HOMES = {"AttentionState": "attention", "StateFormatError": "states", "load": "processes"}
+_HOMES = {
+    "AttentionState": "attention",
+    "StateFormatError": "states",
+    "load": "processes",
+    "scaled_dot_product_attention": "attention",
+}
 
 
 def __getattr__(name: str) -> Any:

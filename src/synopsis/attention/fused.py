@@ -1,19 +1,48 @@
-"""torch's fused attention kernel as a maker of summaries.
+"""torch's fused processor kernel, on the pieces of attention where it may be trusted.
 
-The kernel returns (output, lse), which is the summary (lse, 1, output). It is a private operator, so it is probed
-before its first use and left alone where it is absent, where its answer is wrong, or where its traps lie: its lse
-carries no gradient, and is 0 instead of −∞ for a row that may attend to nothing.
+The kernel returns (output, lse), which is the summary (lse, 1, output); pieces of keys merge. It is a private
+operator, so it is probed before its first use and left alone where it is absent, where its answer is wrong, or where
+its traps lie: its lse carries no gradient; it is 0 instead of −∞ for a row that may attend to nothing; a NaN behind
+a mask leaks through 0 · NaN; and a mask is widened to scores of full size, so masks only ever reach it one block at
+a time.
 """
 
+import math
+from collections.abc import Iterator
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from synopsis.attention.rules import Block, Rules
 from synopsis.attention.state import SoftmaxSummary
+from synopsis.attention.tiles import Gradients, Inputs, Wanted
 
 _PROBE_ERROR = 1e-5
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Piece(NamedTuple):
+    """A rectangle of pairs that one call of the kernel takes.
+
+    Args:
+        queries: of the rectangle.
+        keys: of the rectangle.
+        causal: only pairs on and below the rectangle's diagonal.
+        mask: added to the scores, or None.
+    """
+
+    queries: slice
+    keys: slice
+    causal: bool = False
+    mask: Tensor | None = None
+
+    def is_whole(self, inputs: Inputs) -> bool:
+        """Whether it covers all queries and keys."""
+        lengths = (inputs.query.shape[2], inputs.key.shape[2])
+        return (self.queries, self.keys) == tuple(slice(0, length) for length in lengths)
 
 
 def fused_summary(
@@ -22,22 +51,34 @@ def fused_summary(
     value: Float[Tensor, "batch heads keys dim"],
 ) -> SoftmaxSummary:
     """The summary of scores ``query @ keyᵀ`` over all keys, without storing them; :func:`applies` says when."""
-    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, False, scale=1.0
-    )
+    output, lse = _forward(Inputs(query, key, value), 1.0, Piece(slice(None), slice(None)))
     return SoftmaxSummary(lse, torch.ones_like(lse), output)
 
 
 def applies(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the kernel may be used: on a processor, at least one key, equal widths, nothing to differentiate."""
-    tensors = (query, key, value)
+    """Whether the kernel may be used: on a processor, at least one pair, equal widths, nothing to differentiate."""
+    wants = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    return not wants and fits(Inputs(query, key, value))
+
+
+def fits(inputs: Inputs) -> bool:
+    """Whether the kernel takes tensors of these shapes, dtypes and devices."""
+    query, key, value = inputs
     return (
-        all(t.device.type == "cpu" for t in tensors)
-        and key.shape[-2] > 0
-        and query.shape[-1] == value.shape[-1]
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        all(t.device.type == "cpu" and t.dtype == query.dtype for t in inputs)
+        and query.dtype in _DTYPES
+        and min(query.shape[0], query.shape[2], key.shape[2], query.shape[-1]) > 0
+        and query.shape[-1] == key.shape[-1] == value.shape[-1]
         and is_trustworthy()
     )
+
+
+def suits(inputs: Inputs, rules: Rules) -> bool:
+    """Whether all of a call may go to the kernel: no rule that changes scores or weights, nothing that leaks."""
+    if rules.score_mod is not None or rules.dropout is not None or not fits(inputs):
+        return False
+    unmasked = rules.are_plain and not rules.is_causal
+    return unmasked or all(bool(t.sum(dtype=torch.float32).isfinite()) for t in inputs)
 
 
 @cache
@@ -53,3 +94,155 @@ def is_trustworthy() -> bool:
         return all(bool(error < _PROBE_ERROR) for error in errors)
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
+
+
+def forward(inputs: Inputs, rules: Rules, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp, as :func:`synopsis.attention.tiles.forward`."""
+    pieces = _pieces(inputs, rules, blocks)
+    if len(pieces) == 1 and pieces[0].is_whole(inputs) and pieces[0].mask is None:
+        return _forward(inputs, rules.scale, pieces[0])
+    output = torch.zeros_like(inputs.query, memory_format=torch.contiguous_format)
+    lse = inputs.query.new_full(inputs.query.shape[:-1], -math.inf, dtype=_sums(inputs))
+    for queries, group in _by_queries(pieces):
+        summaries = [_summary(inputs, rules.scale, piece) for piece in group]
+        total = summaries[0]
+        for summary in summaries[1:]:
+            total = total.merge(summary)
+        output[:, :, queries], lse[:, :, queries] = total.output, total.lse
+    return output, lse
+
+
+def backward(
+    inputs: Inputs,
+    rules: Rules,
+    blocks: tuple[int, int],
+    outputs: tuple[Tensor, Tensor],
+    gradients: tuple[Tensor, Tensor | None],
+    wanted: Wanted,  # noqa: ARG001  (none of them: the caller chose this engine)
+) -> Gradients:
+    """Gradients of the output alone, as :func:`synopsis.attention.tiles.backward`."""
+    output, lse = outputs
+    lse = lse.masked_fill(
+        lse == -math.inf, math.inf
+    )  # weights of a row that attends to nothing: exp(S − ∞) = 0
+    pieces = _pieces(inputs, rules, blocks)
+    if len(pieces) == 1 and pieces[0].is_whole(inputs):
+        return Gradients(*_backward(inputs, rules.scale, pieces[0], (gradients[0], output, lse)))
+    totals = Inputs(*(torch.zeros(t.shape, dtype=_sums(inputs)) for t in inputs))
+    for piece in pieces:
+        rows = tuple(t[:, :, piece.queries] for t in (gradients[0], output, lse))
+        found = _backward(_cut(inputs, piece), rules.scale, piece, rows)
+        totals.query[:, :, piece.queries] += found[0]
+        totals.key[:, :, piece.keys] += found[1]
+        totals.value[:, :, piece.keys] += found[2]
+    query, key, value = (t.to(inputs.query.dtype) for t in totals)
+    return Gradients(query, key, value)
+
+
+def _pieces(inputs: Inputs, rules: Rules, blocks: tuple[int, int]) -> list[Piece]:
+    queries, keys = inputs.query.shape[2], inputs.key.shape[2]
+    if rules.are_plain and not rules.is_causal:
+        return [Piece(slice(0, queries), slice(0, keys))]
+    if rules.are_plain:
+        return list(_causal(queries, keys, rules.query_offset - rules.key_offset))
+    return list(_masked(inputs, rules, blocks))
+
+
+def _causal(queries: int, keys: int, offset: int) -> Iterator[Piece]:
+    """Key j ≤ query i + offset: a rectangle that all see, and a triangle."""
+    first, seen = max(0, -offset), min(max(0, offset), keys)  # rows before `first` see nothing
+    rows = slice(first, queries)
+    if first >= queries:
+        return
+    if seen:
+        yield Piece(rows, slice(0, seen))
+    if seen < keys:
+        yield Piece(rows, slice(seen, min(keys, seen + queries - first)), causal=True)
+
+
+def _masked(inputs: Inputs, rules: Rules, blocks: tuple[int, int]) -> Iterator[Piece]:
+    """Blocks that may attend entirely are joined; the others bring their mask."""
+    batch, heads, length, _ = inputs.query.shape
+    for queries, row in rules.blocks((length, inputs.key.shape[2]), *blocks):
+        start: int | None = None
+        for block in row:
+            mask = _additive(rules, block, (batch, heads), inputs.query)
+            if mask is None:
+                start = block.keys.start if start is None else start
+                continue
+            if start is not None:
+                yield Piece(queries, slice(start, block.keys.start))
+                start = None
+            if not bool((mask == -math.inf).all()):
+                yield Piece(queries, block.keys, mask=mask)
+        if start is not None:
+            yield Piece(queries, slice(start, row[-1].keys.stop))
+
+
+def _additive(
+    rules: Rules, block: Block, shape: tuple[int, int], like: Tensor
+) -> Float[Tensor, "#batch #heads queries keys"] | None:
+    """All masks of a block as one that is added; None when there is nothing to add."""
+    allowed, bias = rules.allowed(block, shape, like.device), rules.bias_of(block)
+    if bias is None and (allowed is None or bool(allowed.all())):
+        return None
+    size = (block.queries.stop - block.queries.start, block.keys.stop - block.keys.start)
+    mask = torch.zeros(size, dtype=_of_mask(like)) if bias is None else bias.to(_of_mask(like))
+    if allowed is not None:
+        mask = mask.masked_fill(~allowed, -math.inf)
+    mask = mask.expand(torch.broadcast_shapes(mask.shape, (1, 1, *size)))
+    return mask.contiguous()
+
+
+def _by_queries(pieces: list[Piece]) -> Iterator[tuple[slice, list[Piece]]]:
+    group: list[Piece] = []
+    for piece in pieces:
+        if group and group[-1].queries != piece.queries:
+            yield group[0].queries, group
+            group = []
+        group.append(piece)
+    if group:
+        yield group[0].queries, group
+
+
+def _summary(inputs: Inputs, scale: float, piece: Piece) -> SoftmaxSummary:
+    output, lse = _forward(_cut(inputs, piece), scale, piece)
+    some = torch.ones_like(lse)
+    if piece.mask is not None:  # the kernel says lse 0 for a row that may attend to nothing
+        none = (piece.mask == -math.inf).all(-1).expand_as(lse)
+        lse, some = lse.masked_fill(none, -math.inf), some.masked_fill(none, 0.0)
+    return SoftmaxSummary(lse, some, output.to(_sums(inputs)))
+
+
+def _cut(inputs: Inputs, piece: Piece) -> Inputs:
+    query, key, value = inputs
+    return Inputs(query[:, :, piece.queries], key[:, :, piece.keys], value[:, :, piece.keys])
+
+
+def _forward(inputs: Inputs, scale: float, piece: Piece) -> tuple[Tensor, Tensor]:
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output, lse = kernel(*inputs, 0.0, piece.causal, attn_mask=piece.mask, scale=scale)
+    return output, lse
+
+
+def _backward(
+    inputs: Inputs, scale: float, piece: Piece, rows: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = inputs
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # each query head with a view of its key head; their gradients are summed
+        key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    settings = {"attn_mask": piece.mask, "scale": scale}
+    grads = kernel(rows[0], query, key, value, *rows[1:], 0.0, piece.causal, **settings)
+    if groups > 1:
+        grads = (grads[0], *(g.unflatten(1, (-1, groups)).sum(2) for g in grads[1:]))
+    return grads[0], grads[1], grads[2]
+
+
+def _sums(inputs: Inputs) -> torch.dtype:
+    return torch.promote_types(inputs.query.dtype, torch.float32)
+
+
+def _of_mask(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""The summary that attention rests on: (m, d, n), which updates, merges and answers.
+"""Attention as a value: fixed queries and the summary of all keys they have met, which updates, merges and answers.
 
 For a row of scores s over any set of keys,
 
@@ -16,104 +16,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from synopsis.attention import folding
+from synopsis.attention.layouts import both_masks, four_dimensional, mask_of
+from synopsis.attention.rules import MaskMod, Rules, ScoreMod
+from synopsis.attention.summary import SoftmaxSummary
+from synopsis.attention.tiles import Inputs
 from synopsis.states import State
 
-_BLOCK = 1024  # keys scored at once: a block of scores stays in the second-level cache
-
-
-@dataclass(frozen=True)
-class SoftmaxSummary(State):
-    """The monoid element (m, d, n) of any number of query rows.
-
-    Args:
-        maximum: largest score so far; −∞ where nothing was seen.
-        denominator: Σ exp(s − m).
-        numerator: Σ exp(s − m) v.
-    """
-
-    kind: ClassVar[str] = "softmax-summary"
-    maximum: Float[Tensor, "*rows"]
-    denominator: Float[Tensor, "*rows"]
-    numerator: Float[Tensor, "*rows value_dim"]
-
-    @classmethod
-    def empty(cls, rows: tuple[int, ...], value_dim: int, like: Tensor) -> Self:
-        """The identity of merge, (−∞, 0, 0), in the dtype and on the device of ``like``."""
-        maximum = like.new_full(rows, -math.inf)
-        return cls(maximum, like.new_zeros(rows), like.new_zeros(*rows, value_dim))
-
-    @classmethod
-    def of(
-        cls,
-        scores: Float[Tensor, "*rows keys"],
-        value: Float[Tensor, "*batch keys value_dim"],
-    ) -> Self:
-        """The summary of one block of scores; −∞ marks pairs that may not attend.
-
-        The maximum only stabilises: it is a constant to autograd, and outputs and lse still have exact gradients.
-        """
-        if scores.shape[-1] == 0:
-            rows = torch.broadcast_shapes(scores.shape[:-2], value.shape[:-2])
-            return cls.empty((*rows, scores.shape[-2]), value.shape[-1], scores)
-        maximum = scores.detach().amax(-1)
-        weights = (scores - _finite(maximum).unsqueeze(-1)).exp_()
-        return cls(maximum, weights.sum(-1), weights @ value)
-
-    def merge(self, other: Self) -> Self:
-        """The summary of both sets of keys; sums are kept in this summary's dtype."""
-        dtype = self.denominator.dtype
-        mine, theirs = self.maximum, other.maximum.to(dtype)
-        maximum = torch.maximum(mine, theirs)
-        pivot = _finite(maximum)  # −∞ − (−∞) would be NaN: nothing merged with nothing is nothing
-        a, b = (mine - pivot).exp(), (theirs - pivot).exp()
-        return type(self)(
-            maximum,
-            a * self.denominator + b * other.denominator,
-            a.unsqueeze(-1) * self.numerator + b.unsqueeze(-1) * other.numerator,
-        )
-
-    @property
-    def output(self) -> Float[Tensor, "*rows value_dim"]:
-        """Σ softmax(s) v; 0 where nothing was seen."""
-        empty = self.denominator == 0
-        return self.numerator / self.denominator.masked_fill(empty, 1.0).unsqueeze(-1)
-
-    @property
-    def lse(self) -> Float[Tensor, "*rows"]:
-        """Natural log of Σ exp(s); −∞ where nothing was seen."""
-        empty = self.denominator == 0
-        log = self.denominator.masked_fill(empty, 1.0).log()
-        return (self.maximum + log).masked_fill(empty, -math.inf)
-
-    @property
-    def count(self) -> int:
-        """A summary forgets how many keys it saw; states built on it count."""
-        return 0
-
-    def check(self) -> None:
-        """Raise ValueError unless the three parts describe the same rows."""
-        rows = self.maximum.shape
-        if self.denominator.shape != rows or self.numerator.shape[:-1] != rows:
-            raise ValueError(
-                f"maximum is {tuple(rows)}, denominator {tuple(self.denominator.shape)}, "
-                f"numerator {tuple(self.numerator.shape)}; their rows must agree"
-            )
-
-
-def _finite(maximum: Tensor) -> Tensor:
-    return maximum.masked_fill(maximum == -math.inf, 0.0)
+__all__ = ["AttentionState", "SoftmaxSummary"]
 
 
 @dataclass(frozen=True)
 class AttentionState(State):
     """Exact softmax attention of fixed queries over keys that arrive in any pieces and order.
 
-    Immutable: every method returns a new state. Sums are float64, so that an endless stream keeps learning.
+    Immutable: every method returns a new state. Sums are float64, so that an endless stream keeps learning. Output and
+    log-sum-exp are differentiable, to any order, in queries, keys, values and whatever masks and scores were made from.
 
     Args:
-        query: the queries, already multiplied by the scale.
+        query: the queries; of width 0 when only their attention is known (:meth:`from_output`).
         summary: what was seen so far.
-        count: number of keys folded in.
+        count: number of keys folded in, masked ones included.
+        scale: factor on query · key.
 
     Example:
         >>> import torch
@@ -129,6 +53,7 @@ class AttentionState(State):
     query: Float[Tensor, "*batch heads queries dim"]
     summary: SoftmaxSummary
     count: Int[Tensor, ""]
+    scale: float = 1.0
 
     @classmethod
     def empty(
@@ -140,65 +65,131 @@ class AttentionState(State):
         """A state that has seen nothing: the identity of :meth:`merge`.
 
         Args:
-            query: ``(..., heads, queries, dim)``.
+            query: ``(..., heads, queries, dim)``, or ``(queries, dim)`` for one head.
             value_dim: width of the values to come.
             scale: factor on the scores; 1/√dim when None.
         """
-        if query.dim() < 2 or not query.is_floating_point():
-            raise ValueError(
-                f"query must be (..., heads, queries, dim) of floating point, not "
-                f"{tuple(query.shape)} of {query.dtype}"
-            )
-        scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+        _check_query(query)
         sums = torch.empty(0, dtype=torch.float64, device=query.device)
         summary = SoftmaxSummary.empty(tuple(query.shape[:-1]), value_dim, sums)
         count = torch.zeros((), dtype=torch.int64, device=query.device)
-        return cls(query * scale, summary, count)
+        return cls(query.clone(), summary, count, _scale(query, scale))
 
-    def update(
-        self,
-        key: Float[Tensor, "*batch heads keys dim"],
-        value: Float[Tensor, "*batch heads keys value_dim"],
-        mask: Bool[Tensor, "*broadcast"] | None = None,
+    @classmethod
+    def from_output(
+        cls,
+        output: Float[Tensor, "*batch heads queries value_dim"],
+        lse: Float[Tensor, "*batch heads queries"],
+        query: Float[Tensor, "*batch heads queries dim"] | None = None,
+        *,
+        scale: float | None = None,
+        count: int = 0,
     ) -> Self:
-        """Fold keys and values in, a block at a time.
+        """The state behind what another library computed from some of the keys.
 
         Args:
-            key: ``(..., heads, keys, dim)``.
-            value: ``(..., heads, keys, value_dim)``.
-            mask: True where a query may attend to a key; broadcasts against ``(..., heads, queries, keys)``.
+            output: attention over those keys.
+            lse: natural log of the sum of exponentiated scores; −∞ for rows that attended to nothing.
+            query: the queries; without them the state merges with any of its shape, but cannot be updated.
+            scale: factor on query · key that was used; 1/√dim when None.
+            count: number of those keys, which becomes the position of the next one.
 
-        Raises:
-            ValueError: when widths or numbers of keys disagree.
+        Example:
+            >>> query = torch.randn(1, 4, 8)
+            >>> state = AttentionState.empty(query, value_dim=8).update(query, query)
+            >>> torch.equal(AttentionState.from_output(*state.partial()).output, state.summary.output)
+            True
         """
-        self._check_pieces(key, value)
-        length = key.shape[-2]
-        if mask is not None:
-            mask = mask.expand(*mask.shape[:-1], length)
-        summary = self.summary
-        for start in range(0, length, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            scores = self.query @ key[..., block, :].transpose(-2, -1)
-            if mask is not None:
-                scores = scores.masked_fill(~mask[..., block], -math.inf)
-            summary = summary.merge(SoftmaxSummary.of(scores, value[..., block, :]))
-        return replace(self, summary=summary, count=self.count + length)
-
-    def merge(self, other: Self) -> Self:
-        """The state after both sets of keys; exact, associative and commutative.
-
-        Raises:
-            ValueError: when the two hold different queries or value widths.
-        """
-        if self.query.shape != other.query.shape or not torch.equal(self.query, other.query):
-            raise ValueError("the two states answer different queries; they cannot be merged")
-        ours, theirs = (s.summary.numerator.shape[-1] for s in (self, other))
-        if ours != theirs:
+        if output.dim() < 2 or output.shape[:-1] != lse.shape:
             raise ValueError(
-                f"values have {ours} features here but {theirs} there; they must agree"
+                f"output {tuple(output.shape)} needs an lse of {tuple(output.shape[:-1])}, "
+                f"not {tuple(lse.shape)}"
             )
-        summary = self.summary.merge(other.summary)
-        return replace(self, summary=summary, count=self.count + other.count)
+        if query is None:
+            query, scale = output.new_empty(*lse.shape, 0), 1.0
+        elif query.shape[:-1] != lse.shape:
+            raise ValueError(f"query has rows {tuple(query.shape[:-1])}, lse {tuple(lse.shape)}")
+        _check_query(query)
+        summary = SoftmaxSummary.from_output(output.double(), lse.double())
+        seen = torch.tensor(count, dtype=torch.int64, device=output.device)
+        return cls(query.clone(), summary, seen, _scale(query, scale))
+
+    def update(  # noqa: PLR0913  (every way to rule a pair out)
+        self,
+        key: Float[Tensor, "*batch key_heads keys dim"],
+        value: Float[Tensor, "*batch key_heads keys value_dim"],
+        mask: Bool[Tensor, "*broadcast"] | None = None,
+        *,
+        mask_mod: MaskMod | None = None,
+        score_mod: ScoreMod | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        key_offset: int | None = None,
+        query_offset: int = 0,
+    ) -> Self:
+        """Fold keys and values in; what stands in masked slots does not matter, be it NaN.
+
+        Args:
+            key: ``(..., key_heads, keys, dim)``; its heads divide those of the query; leading dimensions may be missing
+                or 1, which serves all queries with the same keys.
+            value: ``(..., key_heads, keys, value_dim)``.
+            mask: True where a query may attend to a key; broadcasts against ``(..., heads, queries, keys)``.
+            mask_mod: of (b, h, q_idx, kv_idx), True where a pair may attend.
+            score_mod: of (score, b, h, q_idx, kv_idx), elementwise.
+            attn_mask: like ``mask``, or floating point and added to the scores.
+            is_causal: a key may be attended by queries at its position and later.
+            key_offset: position of the first of these keys; None: they follow the keys seen so far.
+            query_offset: position of the first query.
+
+        Raises:
+            ValueError: when shapes do not fit.
+        """
+        shape = (*self.query.shape[:-1], key.shape[-2])
+        placed = is_causal or mask_mod is not None or score_mod is not None
+        if key_offset is None:
+            key_offset = int(self.count) if placed else 0  # reading a tensor waits for its device
+        rules = Rules(
+            scale=self.scale,
+            is_causal=is_causal,
+            attn_mask=both_masks(mask_of(mask, shape), mask_of(attn_mask, shape)),
+            mask_mod=mask_mod,
+            score_mod=score_mod,
+            query_offset=query_offset,
+            key_offset=key_offset,
+        )
+        return self.fold(key, value, rules)
+
+    def fold(
+        self,
+        key: Float[Tensor, "*batch key_heads keys dim"],
+        value: Float[Tensor, "*batch key_heads keys value_dim"],
+        rules: Rules,
+    ) -> Self:
+        """:meth:`update` under rules that are made already; their scale is the state's."""
+        self._check_pieces(key, value)
+        heads = self.query.shape[-3] if self.query.dim() > 2 else 1
+        batch = tuple(self.query.shape[:-3])
+        query = self.query.reshape(math.prod(batch), heads, *self.query.shape[-2:])
+        inputs = Inputs(query, four_dimensional(key, batch), four_dimensional(value, batch))
+        found = folding.summarise(inputs, rules)
+        rows = self.query.shape[:-1]
+        found = SoftmaxSummary(
+            found.maximum.reshape(rows),
+            found.denominator.reshape(rows),
+            found.numerator.reshape(*rows, value.shape[-1]),
+        )
+        return replace(self, summary=self.summary.merge(found), count=self.count + key.shape[-2])
+
+    def merge(self, *others: Self) -> Self:
+        """The state after all sets of keys; exact, associative and commutative.
+
+        Raises:
+            ValueError: when the states hold different queries, scales or value widths.
+        """
+        merged = self
+        for other in others:
+            merged = merged._merge(other)
+        return merged
 
     @property
     def output(self) -> Float[Tensor, "*batch heads queries value_dim"]:
@@ -210,14 +201,39 @@ class AttentionState(State):
         """Natural log of the sum of exponentiated scores, float64; −∞ where nothing was seen."""
         return self.summary.lse
 
+    def partial(self) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp, both float64: what :meth:`from_output` and other libraries' merges take."""
+        return self.summary.output, self.summary.lse
+
     def check(self) -> None:
         """Raise ValueError unless query and summary describe the same rows."""
         rows, found = self.query.shape[:-1], self.summary.maximum.shape
         if rows != found:
             raise ValueError(f"query has rows {tuple(rows)} but the summary {tuple(found)}")
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float):
+            raise ValueError(f"scale must be a number, not {self.scale!r}")
+
+    def _merge(self, other: Self) -> Self:
+        if self.query.shape[:-1] != other.query.shape[:-1]:
+            raise ValueError(
+                f"the two states answer different queries: rows are {tuple(self.query.shape[:-1])} "
+                f"and {tuple(other.query.shape[:-1])}"
+            )
+        ours, theirs = (s.summary.numerator.shape[-1] for s in (self, other))
+        if ours != theirs:
+            raise ValueError(
+                f"values have {ours} features here but {theirs} there; they must agree"
+            )
+        known = [s for s in (self, other) if s.query.shape[-1]]
+        if len(known) == 2 and not _alike(self, other):
+            raise ValueError("the two states answer different queries; they cannot be merged")
+        summary, count = self.summary.merge(other.summary), self.count + other.count
+        return replace(known[0] if known else self, summary=summary, count=count)
 
     def _check_pieces(self, key: Tensor, value: Tensor) -> None:
         dim, width = self.query.shape[-1], self.summary.numerator.shape[-1]
+        if dim == 0:
+            raise ValueError("a state made from outputs alone knows no queries to update")
         if key.shape[-1] != dim:
             raise ValueError(
                 f"key has {key.shape[-1]} features but query has {dim}; they must agree"
@@ -230,3 +246,27 @@ class AttentionState(State):
             raise ValueError(
                 f"{key.shape[-2]} keys came with {value.shape[-2]} values; they must agree"
             )
+        heads = [t.shape[-3] if t.dim() > 2 else 1 for t in (self.query, key, value)]
+        if heads[1] != heads[2] or heads[1] == 0 or heads[0] % heads[1]:
+            raise ValueError(
+                f"query has {heads[0]} heads, key {heads[1]}, value {heads[2]}; those of key and "
+                f"value must be equal and divide those of the query"
+            )
+
+
+def _check_query(query: Tensor) -> None:
+    if query.dim() < 2 or not query.is_floating_point():
+        raise ValueError(
+            f"query must be (..., heads, queries, dim) of floating point, not "
+            f"{tuple(query.shape)} of {query.dtype}"
+        )
+
+
+def _scale(query: Tensor, scale: float | None) -> float:
+    return 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+
+
+def _alike(a: AttentionState, b: AttentionState) -> bool:
+    if a.scale != b.scale or a.query.shape != b.query.shape:
+        return False
+    return a.query is b.query or torch.equal(a.query, b.query)
