@@ -542,6 +542,7 @@ print(peak() - before - kept)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("which", ["curvature", "forward mode"])
 def test_memory_beyond_inputs_and_results_is_a_few_tiles(which):

@@ -322,6 +322,36 @@ def test_transforms_of_torch_func(options):
     torch.testing.assert_close(per_sample, whole, rtol=GRADIENT, atol=GRADIENT)
 
 
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"score_mod": capped}])
+def test_hessians_by_every_road_agree(options):
+    query, key, value = tensors((1, 2, 3, 2), (1, 2, 4, 2), 2, requires_grad=False)
+
+    def ours(q):
+        return attention(q, key, value, **options, query_block=2, key_block=3).pow(3).sum()
+
+    def theirs(q):
+        return dense_attention(q, key, value, **options)[0].pow(3).sum()
+
+    expected = torch.func.hessian(theirs)(query)
+    roads = (torch.func.hessian, lambda f: torch.func.jacrev(torch.func.jacrev(f)))
+    for road in roads:
+        torch.testing.assert_close(road(ours)(query), expected, rtol=GRADIENT, atol=GRADIENT)
+    inputs = tensors((1, 2, 3, 2), (1, 2, 4, 2), 2)
+    assert torch.autograd.gradgradcheck(
+        functools.partial(attention, **options), inputs, check_fwd_over_rev=True
+    )
+
+
+def test_third_derivatives_are_refused():
+    query, key, value = tensors((1, 1, 3, 2), (1, 1, 4, 2), 2)
+    (first,) = torch.autograd.grad(
+        attention(query, key, value).pow(4).sum(), query, create_graph=True
+    )
+    (second,) = torch.autograd.grad(first.pow(2).sum(), query, create_graph=True)
+    with pytest.raises(NotImplementedError, match="not of third"):
+        torch.autograd.grad(second.sum(), query)
+
+
 def test_checkpointing_changes_nothing():
     inputs = tensors((1, 2, 9, 4), (1, 2, 11, 4), 4)
     ours = torch.autograd.grad(attention(*inputs, is_causal=True).square().sum(), inputs)

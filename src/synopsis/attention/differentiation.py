@@ -101,11 +101,11 @@ class _Attention(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        query, key, value, bias, output, lse, *_ = ctx.saved_tensors
-        rules = ctx.call.rules.with_bias(bias)
-        directions = _gathered((*tangents[:4], *tangents[5:]))
-        inputs = Inputs(query, key, value)
-        return curvature.forward_mode(inputs, rules, output, lse, directions, ctx.call.blocks)
+        saved = ctx.saved_tensors[:6]
+        tangent: tuple[Tensor, Tensor] = _ForwardMode.apply(
+            *saved, *tangents[:4], ctx.call, *tangents[5:]
+        )
+        return tangent
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
@@ -132,28 +132,92 @@ class _Backward(Function):
         ctx.wanted, ctx.call, ctx.captured = inputs[8], inputs[9], len(inputs) - 10
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:8])
+        ctx.save_for_forward(*inputs[:8])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        saved = _Saved(*ctx.saved_tensors, ctx.wanted, ctx.call)  # type: ignore[call-arg]
-        rules = ctx.call.rules.with_bias(saved.bias)
-        found = curvature.double_backward(
-            saved.inputs,
-            rules,
-            saved.output,
-            saved.lse,
-            saved.grad_output,
-            saved.grad_lse,
-            _gathered(cotangents),
-            ctx.call.blocks,
-        )
-        first = (found.query, found.key, found.value, found.bias, None, None, found.grad_output)
-        lse = None if saved.grad_lse is None else found.grad_lse
-        return (*first, lse, None, None, *(found.captured or (None,) * ctx.captured))
+        found = _DoubleBackward.apply(*ctx.saved_tensors, ctx.wanted, ctx.call, *cotangents)
+        return (*found[:4], None, None, *found[4:6], None, None, *found[6:])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """A Hessian is symmetric: its product with a direction is double backward with that as cotangent.
+
+        The tangents of output and log-sum-exp follow from those of the inputs, and are not asked for.
+        """
+        saved = ctx.saved_tensors
+        second = _DoubleBackward.apply(*saved, ctx.wanted, ctx.call, *tangents[:4], *tangents[10:])
+        found = [*second[:4], *second[6:]]
+        if tangents[6] is not None or tangents[7] is not None:  # the gradient is linear in these
+            upstream = torch.zeros_like(saved[6]) if tangents[6] is None else tangents[6]
+            settings = (ctx.wanted, ctx.call, *ctx.call.rules.captured)
+            linear = _Backward.apply(*saved[:6], upstream, tangents[7], *settings)
+            found = [_sum(a, b) for a, b in zip(found, linear, strict=True)]
+        wanted = [True] * 3 + [ctx.wanted.bias] + [ctx.wanted.captured] * (len(found) - 4)
+        return tuple(f if w else None for f, w in zip(found, wanted, strict=True))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
         return _mapped(_Backward.apply, info.batch_size, in_dims, arguments, arguments[9].folds)
+
+
+class _ForwardMode(Function):
+    """(query, key, value, bias, output, lse, tangents of the first four, call, *those of captured) to tangents."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        query, key, value, bias, output, lse = arguments[:6]
+        call, directions = arguments[10], _gathered((*arguments[6:10], *arguments[11:]))
+        rules, inputs = call.rules.with_bias(bias), Inputs(query, key, value)
+        return curvature.forward_mode(inputs, rules, output, lse, directions, call.blocks)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing to remember."""
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError("the tangent of attention cannot be differentiated backward")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        return _mapped(_ForwardMode.apply, info.batch_size, in_dims, arguments, arguments[10].folds)
+
+
+class _DoubleBackward(Function):
+    """(query, key, value, bias, output, lse, grad_output, grad_lse, wanted, call, *cotangents) to second order."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        saved, cotangents = _Saved(*arguments[:10]), _gathered(arguments[10:])
+        found = curvature.double_backward(
+            saved.inputs,
+            saved.call.rules.with_bias(saved.bias),
+            saved.output,
+            saved.lse,
+            saved.grad_output,
+            saved.grad_lse,
+            cotangents,
+            saved.call.blocks,
+        )
+        lse = None if saved.grad_lse is None else found.grad_lse
+        captured = found.captured or (None,) * len(cotangents.captured)
+        return (*found[:4], found.grad_output, lse, *captured)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing to remember."""
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            "attention has derivatives of first and second order, not of third"
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        apply = _DoubleBackward.apply
+        return _mapped(apply, info.batch_size, in_dims, arguments, arguments[9].folds)
 
 
 class _Saved(NamedTuple):
@@ -179,6 +243,10 @@ class _Saved(NamedTuple):
 def _gathered(values: tuple[Tensor | None, ...]) -> Gradients:
     query, key, value, bias, *captured = values
     return Gradients(query, key, value, bias, tuple(captured))
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def _mapped(
