@@ -14,12 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import UnionType
+from typing import Any, ClassVar, Self, get_origin
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import register_pytree_node
+from torch.utils._pytree import register_pytree_node, tree_leaves
 
 FORMAT_VERSION = 1
 _MAX_HEADER_BYTES = 1 << 20  # JSON grows some twentyfold in memory
@@ -53,7 +54,7 @@ class State:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
-        return sum(tensor.nbytes for tensor in _describe(self)[1].values())
+        return sum(leaf.nbytes for leaf in tree_leaves(self) if isinstance(leaf, Tensor))
 
     def serialize(self) -> bytes:
         """The state as one safetensors file: equal states give equal bytes.
@@ -102,17 +103,24 @@ class State:
 
 
 def header(data: bytes) -> dict[str, Any]:
-    """The verified header of a serialised state: format, count and structure with its plain values."""
+    """The verified header of a serialised state: format, count and structure with its plain values.
+
+    Raises:
+        StateFormatError: when anything is wrong with it.
+    """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 0 < length <= min(len(data) - 8, _MAX_HEADER_BYTES):
         raise StateFormatError(f"not a state: {len(data)} bytes with a header of {length}")
     _verify(data, length)
-    text = json.loads(data[8 : 8 + length])["__metadata__"]["synopsis"]
-    found: dict[str, Any] = json.loads(text)
-    if found["format"] != FORMAT_VERSION:
-        raise StateFormatError(
-            f"state has format {found['format']!r}; this version reads {FORMAT_VERSION}"
+    try:
+        found: dict[str, Any] = json.loads(
+            json.loads(data[8 : 8 + length])["__metadata__"]["synopsis"]
         )
+        version = found["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StateFormatError(f"not a state: its header says nothing ({error!r})") from error
+    if version != FORMAT_VERSION:
+        raise StateFormatError(f"state has format {version!r}; this version reads {FORMAT_VERSION}")
     return found
 
 
@@ -143,7 +151,8 @@ def _describe(state: State, prefix: str = "") -> tuple[dict[str, Any], dict[str,
 
     def visit(value: Any, path: str) -> dict[str, Any]:
         if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous()
+            # A copy: two fields may be the same tensor, which safetensors refuses.
+            tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
             return {"tensor": None}
         if isinstance(value, State):
             inner, below = _describe(value, f"{path}.")
@@ -176,9 +185,21 @@ def _build(structure: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -
         return content
 
     found = {name: visit(v, f"{prefix}{name}") for name, v in structure["fields"].items()}
+    for field in _fields(kind):
+        _check_type(kind.kind, field, found[field.name])
     state = kind(**found)
     state.check()
     return state
+
+
+def _check_type(kind: str, field: Any, value: Any) -> None:
+    """A field declares what it holds: dtype and number of dimensions of a tensor, or the type of a plain value."""
+    checkable = isinstance(field.type, (type, UnionType)) and get_origin(field.type) is not tuple
+    if checkable and not isinstance(value, field.type):
+        shown = (
+            f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]
+        )
+        raise StateFormatError(f"{field.name} of a {kind!r} cannot be {shown}")
 
 
 def _fields(state: Any) -> tuple[Any, ...]:
@@ -232,6 +253,14 @@ def fingerprint(module: nn.Module, config: dict[str, Any]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def check_streams(state: State, streams: int) -> None:
+    """Raise ValueError unless a state is of so many streams: broadcasting would mix them silently."""
+    if len(state.count) != streams:
+        raise ValueError(
+            f"the state is of {len(state.count)} streams, but {streams} came; they must agree"
+        )
 
 
 def read_state(path: Path) -> State:

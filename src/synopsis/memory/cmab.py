@@ -34,7 +34,7 @@ from synopsis.memory.layers import (
     join_heads,
     split_heads,
 )
-from synopsis.states import State, Weights, fingerprint
+from synopsis.states import State, Weights, check_streams, fingerprint
 
 _ITEMS = 1024  # items folded at once over all streams
 _SCORES = 1 << 20  # scores held at once where the fused kernel does not apply: 4 MiB of float32
@@ -57,7 +57,9 @@ class CMABState(State):
     fingerprint: str
 
     def check(self) -> None:
-        """Raise ValueError unless every stream has a count."""
+        """Raise ValueError unless every stream has a count, and sums are float64."""
+        if self.summary.denominator.dtype != torch.float64:
+            raise ValueError(f"sums are {self.summary.denominator.dtype}; they must be float64")
         if self.count.shape != self.summary.maximum.shape[:1]:
             raise ValueError(
                 f"{tuple(self.count.shape)} counts for {self.summary.maximum.shape[0]} streams"
@@ -213,17 +215,19 @@ class CMABStack(nn.Module):
         mask: Bool[Tensor, "batch length"] | None = None,
     ) -> CMABState:
         """Fold items in; ValueError when the state belongs to other weights."""
-        return self.fold(state, x.shape[1], lambda piece: x[:, piece], mask)
+        return self.fold(state, (len(x), x.shape[1]), lambda piece: x[:, piece], mask)
 
     def fold(
         self,
         state: CMABState,
-        length: int,
+        shape: tuple[int, int],
         piece_of: Callable[[slice], Float[Tensor, "batch piece dim"]],
         mask: Bool[Tensor, "batch length"] | None = None,
     ) -> CMABState:
-        """Like :meth:`update`, with items embedded piece by piece when they are needed."""
+        """Like :meth:`update` on items of ``shape`` (streams, length), embedded piece by piece when they are needed."""
+        streams, length = shape
         self._check_belongs(state)
+        check_streams(state, streams)
         entrance, summary = self._entrance(), state.summary
         step = _piece_length(summary.maximum.shape, fused=mask is None)
         for start in range(0, length, step):
@@ -238,6 +242,7 @@ class CMABStack(nn.Module):
         """The state after both sets of items; ValueError when they belong to other weights."""
         self._check_belongs(a)
         self._check_belongs(b)
+        check_streams(a, len(b.count))
         return replace(a, summary=a.summary.merge(b.summary), count=a.count + b.count)
 
     def read(
@@ -245,6 +250,7 @@ class CMABStack(nn.Module):
     ) -> list[Float[Tensor, "batch latents dim"]]:
         """Every block's answer, each asked with the answer of the one before."""
         self._check_belongs(state)
+        check_streams(state, len(latents))
         return self._answers(state.summary.output.to(latents.dtype), latents)
 
     def encode(

@@ -3,7 +3,7 @@
 from synopsis.processes.anchored import AnchoredCMANP, AnchoredState
 from synopsis.processes.base import PROCESSES, Process, build, load, shipped
 from synopsis.processes.baselines import LastValue, RunningMean
-from synopsis.processes.cmanp import CMANP
+from synopsis.processes.cmanp import CMANP, CMANPState
 from synopsis.processes.heads import Gaussian, GaussianMixture, PredictiveDistribution
 from synopsis.processes.linear import BayesianLinear, LinearState
 from synopsis.processes.scaling import Scale
@@ -16,6 +16,7 @@ __all__ = [
     "AnchoredCMANP",
     "AnchoredState",
     "BayesianLinear",
+    "CMANPState",
     "Gaussian",
     "GaussianMixture",
     "LastValue",

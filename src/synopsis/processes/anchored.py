@@ -28,7 +28,7 @@ from synopsis.processes.spectral import (
     SpectralRegression,
     SpectralState,
 )
-from synopsis.states import State
+from synopsis.states import State, check_streams
 
 _EMBEDDING_DEPTH = 4
 _EXPERTS = len(AMPLITUDES) * len(LENGTH_SCALES)
@@ -55,6 +55,14 @@ class AnchoredState(State):
     def count(self) -> Int[Tensor, " batch"]:
         """Points seen by each stream."""
         return self.blocks.count
+
+    def check(self) -> None:
+        """Raise ValueError unless both memories are of the right kind and of the same streams."""
+        if not (isinstance(self.blocks, CMABState) and isinstance(self.regression, SpectralState)):
+            raise ValueError(
+                f"found {self.blocks.kind} and {self.regression.kind}, not cmab and spectral-regression"
+            )
+        check_streams(self.blocks, len(self.regression.count))
 
 
 class AnchoredCMANP(Process):
@@ -120,11 +128,11 @@ class AnchoredCMANP(Process):
             ValueError: when shapes do not fit, or the state belongs to another process.
         """
         self.check_points(xc, yc)
-        self._check_belongs(state)
+        self.check_belongs(state)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
             blocks = self.trunk.stack.fold(
                 state.blocks,
-                xc.shape[1],
+                (len(xc), xc.shape[1]),
                 lambda piece: self._embed(
                     xc[:, piece], yc[:, piece], None if mask is None else mask[:, piece]
                 ),
@@ -138,13 +146,14 @@ class AnchoredCMANP(Process):
     ) -> PredictiveDistribution:
         """The predictive distribution at target inputs; nothing is learned and nothing changes."""
         self.check_points(xt)
-        self._check_belongs(state)
+        self.check_belongs(state)
+        check_streams(state, len(xt))
         return self._predict(state.regression, self.trunk.read(state.blocks), xt)
 
     def merge(self, a: AnchoredState, b: AnchoredState) -> AnchoredState:
         """The state after both parts of the data; ValueError when they belong to another process."""
-        self._check_belongs(a)
-        self._check_belongs(b)
+        self.check_belongs(a)
+        self.check_belongs(b)
         blocks = self.trunk.stack.merge(a.blocks, b.blocks)
         sums = self.regression.merge(a.regression, b.regression)
         return replace(a, blocks=blocks, regression=sums)
@@ -183,12 +192,6 @@ class AnchoredCMANP(Process):
         residual = self.head(self.trunk.decode(self.embed_target(features), answers))
         anchored: PredictiveDistribution = residual.affine(anchor.mean, anchor.stddev)
         return anchored
-
-    def _check_belongs(self, state: AnchoredState) -> None:
-        if state.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"the state was made by process {state.fingerprint}, not by this one ({self.fingerprint})"
-            )
 
 
 def _opinion(experts: Experts, anchor: Gaussian) -> Float[Tensor, "batch targets features"]:

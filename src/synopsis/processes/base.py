@@ -84,11 +84,11 @@ class Process(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """Negative mean log-likelihood of the real targets, nats per target."""
-        predicted = self(batch.xc, batch.yc, batch.xt, batch.context_mask)
-        log_likelihood = predicted.log_prob(batch.yt)
-        if batch.target_mask is not None:
-            log_likelihood = log_likelihood[batch.target_mask]
-        return -log_likelihood.mean()
+        real, xt, yt = batch.target_mask, batch.xt, batch.yt
+        if real is not None:  # what stands in padding may be NaN, and must not reach a gradient
+            xt, yt = (t.masked_fill(~real.unsqueeze(-1), 0.0) for t in (xt, yt))
+        log_likelihood = self(batch.xc, batch.yc, xt, batch.context_mask).log_prob(yt)
+        return -(log_likelihood if real is None else log_likelihood[real]).mean()
 
     @property
     def fingerprint(self) -> str:
@@ -113,6 +113,13 @@ class Process(nn.Module):
         config = {"process": type(self).__name__, "arguments": self.config}
         write_atomic(folder / "model.safetensors", safetensors.torch.save(weights))
         write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+    def check_belongs(self, state: Any) -> None:
+        """Raise ValueError unless this process made the state."""
+        if state.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"the state was made by process {state.fingerprint}, not by this one ({self.fingerprint})"
+            )
 
     def check_points(self, x: Tensor, y: Tensor | None = None) -> None:
         """Raise ValueError, with what came and what was expected, unless points fit this process."""

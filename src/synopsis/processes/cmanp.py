@@ -8,8 +8,11 @@ Source: Feng, Tung, Hajimirsadeghi, Bengio & Ahmed, "Memory Efficient Neural Pro
 Block", ICML 2024, sections 3 and 4.
 """
 
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from synopsis.memory.base import Merges
@@ -17,9 +20,34 @@ from synopsis.memory.cmab import CMAB, CMABStack, CMABState
 from synopsis.memory.layers import CrossAttention, FeedForward, Residual, perceptron
 from synopsis.processes.base import Process
 from synopsis.processes.heads import PredictiveDistribution, build_head
+from synopsis.states import State, check_streams
 
 _EMBEDDING_DEPTH = 4
 _FEEDFORWARD = 2  # hidden width of feed-forward layers, in units of dim
+
+
+@dataclass(frozen=True)
+class CMANPState(State):
+    """What a process keeps of each stream.
+
+    Args:
+        blocks: of the constant memory attention blocks.
+        fingerprint: of the process that made it.
+    """
+
+    kind: ClassVar[str] = "cmanp"
+    blocks: CMABState
+    fingerprint: str
+
+    @property
+    def count(self) -> Int[Tensor, " batch"]:
+        """Points seen by each stream."""
+        return self.blocks.count
+
+    def check(self) -> None:
+        """Raise ValueError unless the memory is of the right kind."""
+        if not isinstance(self.blocks, CMABState):
+            raise ValueError(f"found a {self.blocks.kind}, not a cmab")
 
 
 class DecoderLayer(nn.Module):
@@ -127,39 +155,48 @@ class CMANP(Process):
         self.trunk = Trunk(dim, heads, blocks, latents, residual)
         self.head = build_head(head, dim, dim_y)
 
-    def init(self, batch_shape: tuple[int, ...] = (1,)) -> CMABState:
+    def init(self, batch_shape: tuple[int, ...] = (1,)) -> CMANPState:
         """A state that has seen nothing; ``batch_shape`` is ``(streams,)``."""
-        return self.trunk.stack.init(batch_shape)
+        return CMANPState(self.trunk.stack.init(batch_shape), self.fingerprint)
 
     def update(
         self,
-        state: CMABState,
+        state: CMANPState,
         xc: Float[Tensor, "batch context dim_x"],
         yc: Float[Tensor, "batch context dim_y"],
         mask: Bool[Tensor, "batch context"] | None = None,
-    ) -> CMABState:
+    ) -> CMANPState:
         """The state after these points as well; mask is True where a point is real.
 
         Raises:
             ValueError: when shapes do not fit, or the state belongs to other weights.
         """
         self.check_points(xc, yc)
+        self.check_belongs(state)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
             points = _real(torch.cat([xc, yc], dim=-1), mask)
-            return self.trunk.stack.fold(
-                state, points.shape[1], lambda piece: self.embed_context(points[:, piece]), mask
+            blocks = self.trunk.stack.fold(
+                state.blocks,
+                (len(points), points.shape[1]),
+                lambda piece: self.embed_context(points[:, piece]),
+                mask,
             )
+            return replace(state, blocks=blocks)
 
     def predict(
-        self, state: CMABState, xt: Float[Tensor, "batch targets dim_x"]
+        self, state: CMANPState, xt: Float[Tensor, "batch targets dim_x"]
     ) -> PredictiveDistribution:
         """The predictive distribution at target inputs; nothing is learned and nothing changes."""
         self.check_points(xt)
-        return self._predict(self.trunk.read(state), xt)
+        self.check_belongs(state)
+        check_streams(state, len(xt))
+        return self._predict(self.trunk.read(state.blocks), xt)
 
-    def merge(self, a: CMABState, b: CMABState) -> CMABState:
-        """The state after both parts of the data; ValueError when they belong to other weights."""
-        return self.trunk.stack.merge(a, b)
+    def merge(self, a: CMANPState, b: CMANPState) -> CMANPState:
+        """The state after both parts of the data; ValueError when they belong to another process."""
+        self.check_belongs(a)
+        self.check_belongs(b)
+        return replace(a, blocks=self.trunk.stack.merge(a.blocks, b.blocks))
 
     def forward(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from synopsis.memory.base import Merges
 from synopsis.processes.base import Process
 from synopsis.processes.heads import Gaussian
-from synopsis.states import State
+from synopsis.states import State, check_streams
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class BayesianLinear(Process):
     ) -> LinearState:
         """Add the points to the sums."""
         self.check_points(xc, yc)
+        check_streams(state, len(xc))
         z, y = _features(xc), yc.double()
         if mask is not None:
             z, y = (v.masked_fill(~mask.unsqueeze(-1), 0.0) for v in (z, y))
@@ -123,6 +124,7 @@ class BayesianLinear(Process):
 
     def merge(self, a: LinearState, b: LinearState) -> LinearState:
         """Add the sums."""
+        check_streams(a, len(b.count))
         sums = (a.inputs + b.inputs, a.cross + b.cross, a.outputs + b.outputs)
         return LinearState(*sums, a.count + b.count)
 
@@ -139,6 +141,7 @@ class BayesianLinear(Process):
     def predict(self, state: LinearState, xt: Float[Tensor, "batch targets dim_x"]) -> Gaussian:
         """The predictive distribution at target inputs, float64."""
         self.check_points(xt)
+        check_streams(state, len(xt))
         posterior, z = self.posterior(state), _features(xt)
         whitened = torch.linalg.solve_triangular(posterior.factor, z.mT, upper=False)
         leverage = whitened.square().sum(1).unsqueeze(-1)

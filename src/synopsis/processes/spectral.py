@@ -23,7 +23,7 @@ from torch import Tensor
 from synopsis.memory.base import Merges
 from synopsis.processes.base import Process
 from synopsis.processes.heads import Gaussian, GaussianMixture
-from synopsis.states import State
+from synopsis.states import State, check_streams
 
 LENGTH_SCALES = (0.25, 0.7, 2.0)  # in standard deviations of an input, for one input
 AMPLITUDES = (1.0, 30.0, 1000.0)  # prior variance of the function in units of the noise's
@@ -133,6 +133,7 @@ class SpectralRegression(Process):
     ) -> SpectralState:
         """Add the points to the sums."""
         self.check_points(xc, yc)
+        check_streams(state, len(xc))
         y = yc.squeeze(-1).double()
         if mask is not None:
             y = y.masked_fill(~mask, 0.0)
@@ -151,6 +152,7 @@ class SpectralRegression(Process):
 
     def merge(self, a: SpectralState, b: SpectralState) -> SpectralState:
         """Add the sums."""
+        check_streams(a, len(b.count))
         products, cross = a.products + b.products, a.cross + b.cross
         return SpectralState(products, cross, a.outputs + b.outputs, a.count + b.count)
 
@@ -159,6 +161,7 @@ class SpectralRegression(Process):
     ) -> GaussianMixture:
         """The experts' mixture at target inputs, float64."""
         self.check_points(xt)
+        check_streams(state, len(xt))
         experts = self.experts(state, xt)
         logits = experts.log_weight[:, None, None].expand(*experts.mean[:, :, None].shape)
         return GaussianMixture(logits, experts.mean[:, :, None], experts.stddev[:, :, None])

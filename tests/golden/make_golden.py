@@ -1,0 +1,125 @@
+"""Writes the golden state files of one format version, which every later version must read.
+
+    PYTHONPATH=src python -m tests.golden.make_golden
+
+Files that exist are never written again: a release's files stay as that release wrote them. Weights and data follow
+formulas with exact float32 values, so models can be rebuilt anywhere without a random number generator.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synopsis import AttentionState
+from synopsis.memory import CMAB
+from synopsis.processes import (
+    AnchoredCMANP,
+    BayesianLinear,
+    LastValue,
+    RunningMean,
+    Standardized,
+)
+from synopsis.processes.base import Process
+from synopsis.states import FORMAT_VERSION, State
+
+FOLDER = Path(__file__).parent
+COUNTS = (0, 1, 10, 1000)
+
+
+def pattern(*shape: int, step: int) -> Tensor:
+    """Multiples of 1/64 between −0.8 and 0.8 in an order that depends on the step."""
+    numbers = torch.arange(int(torch.Size(shape).numel()))
+    return (((numbers * step) % 101 - 50) / 64).reshape(shape)
+
+
+def patterned(module: Any) -> Any:
+    """The module with weights and buffers by formula, in evaluation mode."""
+    with torch.no_grad():
+        for i, (name, tensor) in enumerate(sorted(module.state_dict().items())):
+            if not tensor.is_floating_point():
+                continue
+            wave = pattern(*tensor.shape, step=7 + 2 * i) / 2
+            tensor.copy_(1 + wave / 4 if "norm" in name and "weight" in name else wave)
+    return module.eval()
+
+
+def attention(count: int) -> State:
+    state = AttentionState.empty(pattern(1, 2, 3, 4, step=3), value_dim=2)
+    key, value = pattern(1, 2, count, 4, step=17), pattern(1, 2, count, 2, step=29)
+    return state.update(key, value)
+
+
+def answer_of_attention(state: Any) -> Tensor:
+    return torch.cat([state.output.flatten().double(), state.lse.flatten()])
+
+
+def memory() -> CMAB:
+    return patterned(CMAB(dim=8, latents=3, heads=2, feedforward=8))
+
+
+def cmab(count: int) -> State:
+    with torch.no_grad():
+        return memory().update(memory().init((2,)), pattern(2, count, 8, step=17))
+
+
+def answer_of_cmab(state: Any) -> Tensor:
+    with torch.no_grad():
+        return memory().read(state, pattern(2, 2, 8, step=29)).flatten()
+
+
+PROCESSES: dict[str, Callable[[], Process]] = {
+    "linear": lambda: BayesianLinear(dim_x=2),
+    "anchored": lambda: patterned(
+        AnchoredCMANP(dim_x=1, dim=8, heads=2, blocks=1, latents=3, components=2)
+    ),
+    "standardized": lambda: Standardized(BayesianLinear(dim_x=2)),
+    "last-value": LastValue,
+    "running-mean": RunningMean,
+}
+
+
+def of_process(name: str, count: int) -> State:
+    process = PROCESSES[name]()
+    x, y = pattern(1, count, process.dim_x, step=17), pattern(1, count, 1, step=29)
+    state: State = process.update(process.init(), x, y)
+    return state
+
+
+def answer_of_process(name: str, state: Any) -> Tensor:
+    process = PROCESSES[name]()
+    with torch.no_grad():
+        predicted = process.predict(state, pattern(1, 3, process.dim_x, step=41))
+    return torch.cat([predicted.mean.flatten(), predicted.stddev.flatten()])
+
+
+def make(name: str, count: int) -> State:
+    """The state of this name after this many points."""
+    makers = {"attention": attention, "cmab": cmab}
+    return makers[name](count) if name in makers else of_process(name, count)
+
+
+def answer(name: str, state: Any) -> list[float]:
+    """What a state of this name answers to a fixed question."""
+    answers = {"attention": answer_of_attention, "cmab": answer_of_cmab}
+    found = answers[name](state) if name in answers else answer_of_process(name, state)
+    return [float(number) for number in found]
+
+
+def main() -> None:
+    for name in ("attention", "cmab", *PROCESSES):
+        for count in COUNTS:
+            path = FOLDER / f"{name}-n{count}-v{FORMAT_VERSION}.synopsis"
+            if path.exists():
+                continue
+            state = make(name, count)
+            beside = {"kind": state.kind, "count": count, "answer": answer(name, state)}
+            path.write_bytes(state.serialize())
+            path.with_suffix(".json").write_text(json.dumps(beside) + "\n")
+
+
+if __name__ == "__main__":
+    main()

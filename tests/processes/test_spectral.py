@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+
+from synopsis.processes.spectral import AMPLITUDES, LENGTH_SCALES, SpectralRegression
+from synopsis.testing import check_process
+from tests.tolerances import FLOAT64
+
+SOLVE = 1e-9  # float64 through a Cholesky factor of a hundred features
+
+
+def data(points, dim=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, points, dim, generator=generator)
+    y = (2 * x[..., :1]).sin() + 0.1 * torch.randn(1, points, 1, generator=generator)
+    return x, y
+
+
+def student_t(y, shape, rate, covariance):
+    """Log-density of the multivariate Student-t that the model gives to all outputs together."""
+    factor = torch.linalg.cholesky(covariance * rate / shape)
+    distance = torch.linalg.solve_triangular(factor, y[:, None], upper=False).square().sum()
+    n, dof = len(y), 2 * shape
+    constant = math.lgamma((dof + n) / 2) - math.lgamma(dof / 2) - n / 2 * math.log(dof * math.pi)
+    return constant - factor.diagonal().log().sum() - (dof + n) / 2 * torch.log1p(distance / dof)
+
+
+def by_hand(process, x, y, xt):
+    """Mean, stddev and log-evidence of every expert from the joint Gaussian over outputs, never from sums."""
+    features, targets = process._features(x)[0], process._features(xt)[0]
+    y, n = y[0, :, 0].double(), y.shape[1]
+    found = []
+    for scale in range(len(LENGTH_SCALES)):
+        for prior in process.prior:
+            phi, star = features[scale], targets[scale]
+            joint = torch.eye(n, dtype=torch.float64) + phi @ (phi / prior).T
+            weights = torch.linalg.solve(joint, phi @ (star / prior).T)  # points × targets
+            residual = y @ torch.linalg.solve(joint, y)
+            noise = (0.02 + residual / 2) / (2.0 - 1 + n / 2)
+            spread = (
+                1 + ((star / prior) * star).sum(-1) - (weights * (phi @ (star / prior).T)).sum(0)
+            )
+            evidence = student_t(y, 2.0, 0.02, joint)
+            found.append((weights.T @ y, (noise * spread).sqrt(), evidence))
+    mean, stddev, evidence = (torch.stack(column, -1) for column in zip(*found, strict=True))
+    return mean, stddev, evidence.log_softmax(-1)
+
+
+@pytest.mark.parametrize("points", [1, 5, 60])
+def test_experts_are_bayesian_regressions_averaged_by_their_evidence(points):
+    process = SpectralRegression(dim_x=2, features=16)
+    x, y = data(points)
+    xt = data(7, seed=1)[0]
+    experts = process.experts(process.update(process.init(), x, y), xt)
+    mean, stddev, log_weight = by_hand(process, x, y, xt)
+    torch.testing.assert_close(experts.mean[0], mean, rtol=SOLVE, atol=SOLVE)
+    torch.testing.assert_close(experts.stddev[0], stddev, rtol=SOLVE, atol=SOLVE)
+    torch.testing.assert_close(experts.log_weight[0], log_weight, rtol=SOLVE, atol=SOLVE)
+
+
+def test_moments_are_those_of_the_mixture():
+    process = SpectralRegression(dim_x=2, features=16)
+    x, y = data(30)
+    state = process.update(process.init(), x, y)
+    anchor, mixture = process.experts(state, x).moments(), process.predict(state, x)
+    torch.testing.assert_close(anchor.mean, mixture.mean, rtol=FLOAT64, atol=FLOAT64)
+    torch.testing.assert_close(anchor.stddev, mixture.stddev, rtol=SOLVE, atol=SOLVE)
+
+
+def test_keeps_the_contract():
+    check_process(SpectralRegression(dim_x=2, features=8))
+
+
+def test_inputs_not_given_do_not_matter():
+    x, y = data(50)
+    padded = torch.cat([x, torch.full((1, 50, 3), math.nan)], -1)
+    process = SpectralRegression(dim_x=5, features=16)
+    assert process(padded, y, padded[:, :4]).mean.isfinite().all()
+    zeros = padded.nan_to_num(nan=0.0)
+    assert not torch.equal(
+        process(zeros, y, zeros[:, :4]).mean, process(padded, y, padded[:, :4]).mean
+    )
+
+
+def test_frequencies_are_always_the_same_and_saved(tmp_path):
+    import synopsis
+
+    process = SpectralRegression(dim_x=3, features=8)
+    process.save_pretrained(tmp_path)
+    assert torch.equal(synopsis.load(tmp_path).frequencies, SpectralRegression(3, 8).frequencies)
+
+
+def test_approaches_the_exact_gaussian_process():
+    process = SpectralRegression(dim_x=1)
+    x = torch.linspace(-2, 2, 400).view(1, -1, 1)
+    y = (3 * x).sin() + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    predicted = process(x, y, x)
+    assert (predicted.mean - (3 * x).sin()).abs().mean() < 0.02
+    assert abs(predicted.stddev.mean() - 0.05) < 0.01
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="an even number of features, not 1 and 7"):
+        SpectralRegression(dim_x=1, features=7)
+    assert len(AMPLITUDES) * len(LENGTH_SCALES) == 9
