@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from synopsis.attention.resident_memory import measured_call
+
 TABLES = Path(__file__).parent.parent / "docs" / "tables"
 
 
@@ -34,12 +36,9 @@ def in_fresh_process(script: str, *arguments: object) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peak_mib() -> float:
-    """Peak resident memory of this process so far, MiB."""
-    import resource
-
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20
+def extra_mib(call: Callable[[], Any]) -> float:
+    """Peak memory of one call above what is resident before it, MiB; right only in a fresh process."""
+    return measured_call(call)[1] / 2**20
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from _measure import cpu_seconds, in_fresh_process, markdown, peak_mib, write_table
+from _measure import cpu_seconds, extra_mib, in_fresh_process, markdown, write_table
 
 from synopsis.processes import CMANP
 from synopsis.tasks.gaussian_process import GaussianProcessTask
@@ -60,9 +60,7 @@ def extra_memory(length: int) -> None:
     process.update(
         process.init(), point, point
     )  # what torch loads on first use is not memory of ours
-    before = peak_mib()
-    condition(process, length)
-    print(json.dumps(peak_mib() - before))
+    print(json.dumps(extra_mib(lambda: condition(process, length))))
 
 
 def main() -> None:

@@ -435,7 +435,8 @@ def test_a_kernel_that_lies_is_not_trusted(monkeypatch):
 
 
 SCRIPT = """
-import resource, sys, torch, synopsis
+import torch, synopsis
+from synopsis.attention.resident_memory import measured_call
 torch.set_num_threads(1)
 call = {call!r}
 def run(n):
@@ -445,9 +446,7 @@ def run(n):
     output = synopsis.scaled_dot_product_attention(query, key, value, **options)
     output.backward(torch.ones_like(output))
 run(600)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run({n})
-extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+extra = measured_call(lambda: run({n}))[1] / 2**20
 print(extra - 8 * {n} * 64 * 4 / 2**20)  # query, key, value, output, its gradient, three gradients
 """
 

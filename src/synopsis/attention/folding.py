@@ -27,7 +27,7 @@ _TILE_SCORES = 1 << 21  # scores in all heads together
 
 
 def summarise(inputs: Inputs, rules: Rules) -> SoftmaxSummary:
-    """The summary of one piece; sums are float64.
+    """The summary of one piece; where there are several blocks, sums are float64.
 
     Args:
         inputs: key and value may have batch 1 for all queries, and fewer heads.
@@ -87,7 +87,7 @@ def _fold(inputs: Inputs, rules: Rules) -> SoftmaxSummary:
     total: SoftmaxSummary | None = None
     for _, piece, its_rules in converted(inputs, rules):
         for part in _plain(piece, its_rules) if small else _engine(piece, its_rules):
-            total = _in_float64(part) if total is None else total.merge(part)
+            total = part if total is None else _in_float64(total).merge(part)
     if total is None:
         like = inputs.query.new_empty(0, dtype=torch.float64)
         return SoftmaxSummary.empty(rows, inputs.value.shape[-1], like)
@@ -95,6 +95,9 @@ def _fold(inputs: Inputs, rules: Rules) -> SoftmaxSummary:
 
 
 def _engine(inputs: Inputs, rules: Rules) -> Iterator[SoftmaxSummary]:
+    if rules.bias is not None and not all(map(_is_finite, inputs)):  # NaN + (−∞) is NaN in a tile
+        yield from _plain(inputs, rules)
+        return
     call = differentiation.Call(rules, chosen_engine, tiles, tile_of(inputs))
     yield SoftmaxSummary.from_output(*differentiation.attend(inputs, call))
 
@@ -118,7 +121,7 @@ def _plain_block(inputs: Inputs, rules: Rules, keys: slice) -> SoftmaxSummary:
     else:
         block = Block(slice(0, length), keys)
         summary = _masked_block(query, key, value, rules, (block, heads))
-    return _shaped(summary, (batch, heads, length))
+    return shaped(summary, (batch, heads, length))
 
 
 def _masked_block(
@@ -152,13 +155,18 @@ def _masked_block(
 
 def _clean(x: Tensor) -> tuple[Tensor, Bool[Tensor, "..."] | None]:
     """x with 0 for what is not finite, and where that was; None for nowhere."""
-    finite = x.isfinite()
+    if _is_finite(x):
+        return x, None
+    bad = ~x.isfinite()
+    return x.masked_fill(bad, 0.0), bad
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether it surely is; inside vmap and torch.compile nobody can look."""
     try:
-        if not torch.compiler.is_compiling() and bool(finite.all()):
-            return x, None
-    except RuntimeError:  # inside vmap nobody can look: take care in any case
-        pass
-    return x.masked_fill(~finite, 0.0), ~finite
+        return not torch.compiler.is_compiling() and bool(x.isfinite().all())
+    except RuntimeError:
+        return False
 
 
 def _of_keys(rules: Rules, keys: slice) -> Rules:
@@ -187,16 +195,21 @@ def _unstack(summary: SoftmaxSummary, inputs: Inputs, rows: tuple[int, int, int]
         summary = SoftmaxSummary(
             *(t.reshape(key_heads, batch, -1, *t.shape[3:]).transpose(0, 1) for t in parts)
         )
-    return _shaped(summary, rows)
+    return shaped(summary, rows)
 
 
 def _in_float64(summary: SoftmaxSummary) -> SoftmaxSummary:
+    if summary.denominator.dtype == torch.float64:
+        return summary
     return SoftmaxSummary(
         summary.maximum.double(), summary.denominator.double(), summary.numerator.double()
     )
 
 
-def _shaped(summary: SoftmaxSummary, rows: tuple[int, ...]) -> SoftmaxSummary:
+def shaped(summary: SoftmaxSummary, rows: tuple[int, ...]) -> SoftmaxSummary:
+    """The same rows in another shape."""
+    if summary.maximum.shape == rows:
+        return summary
     return SoftmaxSummary(
         summary.maximum.reshape(rows),
         summary.denominator.reshape(rows),

@@ -9,7 +9,9 @@ a time.
 
 import math
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, reduce
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -38,11 +40,6 @@ class Piece(NamedTuple):
     keys: slice
     causal: bool = False
     mask: Tensor | None = None
-
-    def is_whole(self, inputs: Inputs) -> bool:
-        """Whether it covers all queries and keys."""
-        lengths = (inputs.query.shape[2], inputs.key.shape[2])
-        return (self.queries, self.keys) == tuple(slice(0, length) for length in lengths)
 
 
 def fused_summary(
@@ -98,16 +95,14 @@ def is_trustworthy() -> bool:
 
 def forward(inputs: Inputs, rules: Rules, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp, as :func:`synopsis.attention.tiles.forward`."""
-    pieces = _pieces(inputs, rules, blocks)
-    if len(pieces) == 1 and pieces[0].is_whole(inputs) and pieces[0].mask is None:
-        return _forward(inputs, rules.scale, pieces[0])
+    whole = _whole(inputs, rules)
+    if whole is not None:
+        return _forward(inputs, rules.scale, whole)
     output = torch.zeros_like(inputs.query, memory_format=torch.contiguous_format)
     lse = inputs.query.new_full(inputs.query.shape[:-1], -math.inf, dtype=_sums(inputs))
-    for queries, group in _by_queries(pieces):
-        summaries = [_summary(inputs, rules.scale, piece) for piece in group]
-        total = summaries[0]
-        for summary in summaries[1:]:
-            total = total.merge(summary)
+    for queries, group in groupby(_pieces(inputs, rules, blocks), key=attrgetter("queries")):
+        summaries = (_summary(inputs, rules.scale, piece) for piece in group)
+        total = reduce(SoftmaxSummary.merge, summaries)
         output[:, :, queries], lse[:, :, queries] = total.output, total.lse
     return output, lse
 
@@ -125,11 +120,11 @@ def backward(
     lse = lse.masked_fill(
         lse == -math.inf, math.inf
     )  # weights of a row that attends to nothing: exp(S − ∞) = 0
-    pieces = _pieces(inputs, rules, blocks)
-    if len(pieces) == 1 and pieces[0].is_whole(inputs):
-        return Gradients(*_backward(inputs, rules.scale, pieces[0], (gradients[0], output, lse)))
+    whole = _whole(inputs, rules)
+    if whole is not None:
+        return Gradients(*_backward(inputs, rules.scale, whole, (gradients[0], output, lse)))
     totals = Inputs(*(torch.zeros(t.shape, dtype=_sums(inputs)) for t in inputs))
-    for piece in pieces:
+    for piece in _pieces(inputs, rules, blocks):
         rows = tuple(t[:, :, piece.queries] for t in (gradients[0], output, lse))
         found = _backward(_cut(inputs, piece), rules.scale, piece, rows)
         totals.query[:, :, piece.queries] += found[0]
@@ -139,13 +134,22 @@ def backward(
     return Gradients(query, key, value)
 
 
-def _pieces(inputs: Inputs, rules: Rules, blocks: tuple[int, int]) -> list[Piece]:
+def _whole(inputs: Inputs, rules: Rules) -> Piece | None:
+    """The one piece of plain attention, and of causal attention where queries and keys begin and end together."""
+    queries, keys = slice(0, inputs.query.shape[2]), slice(0, inputs.key.shape[2])
+    if not rules.are_plain:
+        return None
+    if not rules.is_causal:
+        return Piece(queries, keys)
+    return Piece(queries, keys, causal=True) if rules.is_aligned and queries == keys else None
+
+
+def _pieces(inputs: Inputs, rules: Rules, blocks: tuple[int, int]) -> Iterator[Piece]:
+    """One after the other, so that one block's mask exists at a time; those of the same queries are neighbours."""
     queries, keys = inputs.query.shape[2], inputs.key.shape[2]
-    if rules.are_plain and not rules.is_causal:
-        return [Piece(slice(0, queries), slice(0, keys))]
     if rules.are_plain:
-        return list(_causal(queries, keys, rules.query_offset - rules.key_offset))
-    return list(_masked(inputs, rules, blocks))
+        return _causal(queries, keys, rules.query_offset - rules.key_offset)
+    return _masked(inputs, rules, blocks)
 
 
 def _causal(queries: int, keys: int, offset: int) -> Iterator[Piece]:
@@ -192,17 +196,6 @@ def _additive(
         mask = mask.masked_fill(~allowed, -math.inf)
     mask = mask.expand(torch.broadcast_shapes(mask.shape, (1, 1, *size)))
     return mask.contiguous()
-
-
-def _by_queries(pieces: list[Piece]) -> Iterator[tuple[slice, list[Piece]]]:
-    group: list[Piece] = []
-    for piece in pieces:
-        if group and group[-1].queries != piece.queries:
-            yield group[0].queries, group
-            group = []
-        group.append(piece)
-    if group:
-        yield group[0].queries, group
 
 
 def _summary(inputs: Inputs, scale: float, piece: Piece) -> SoftmaxSummary:

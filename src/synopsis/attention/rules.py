@@ -96,6 +96,11 @@ class Rules:
             and self.dropout is None
         )
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the first query stands where the first key does."""
+        return self.query_offset == self.key_offset
+
     @cached_property
     def captured(self) -> tuple[Tensor, ...]:
         """Tensors inside score_mod that want a gradient."""

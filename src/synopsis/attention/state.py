@@ -172,12 +172,7 @@ class AttentionState(State):
         query = self.query.reshape(math.prod(batch), heads, *self.query.shape[-2:])
         inputs = Inputs(query, four_dimensional(key, batch), four_dimensional(value, batch))
         found = folding.summarise(inputs, rules)
-        rows = self.query.shape[:-1]
-        found = SoftmaxSummary(
-            found.maximum.reshape(rows),
-            found.denominator.reshape(rows),
-            found.numerator.reshape(*rows, value.shape[-1]),
-        )
+        found = folding.shaped(found, tuple(self.query.shape[:-1]))
         return replace(self, summary=self.summary.merge(found), count=self.count + key.shape[-2])
 
     def merge(self, *others: Self) -> Self:

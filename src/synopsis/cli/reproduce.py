@@ -10,6 +10,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -17,10 +19,13 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from synopsis.attention.measurement import Cell
+    from synopsis.attention.memory_table import Figures
     from synopsis.tasks.oracle_table import OracleRow
 
 BATCH_SIZE = 16
 GP_ORACLE_PAGE = Path("docs/tables/gp-oracle.md")
+ATTENTION_MEMORY_PAGE = Path("docs/tables/attention-memory.md")
 
 
 def register(app: typer.Typer) -> None:
@@ -28,8 +33,8 @@ def register(app: typer.Typer) -> None:
     reproduce = typer.Typer(
         help="Make the tables of the documentation again.", no_args_is_help=True
     )
-    reproduce.callback()(lambda: None)  # a group even while it holds a single command
     reproduce.command("gp-oracle")(gp_oracle)
+    reproduce.command("attention-memory")(attention_memory)
     app.add_typer(reproduce, name="reproduce")
 
 
@@ -45,24 +50,100 @@ def gp_oracle(
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _progress() as progress:
+        with _progress(MofNCompleteColumn()) as progress:
             bar = progress.add_task("gp-oracle", total=batches * len(PUBLISHED))
             rows = oracle_table(batches, seed, BATCH_SIZE, lambda: progress.advance(bar))
         command = f"synopsis reproduce gp-oracle --batches {batches} --seed {seed}"
         out.write_text(markdown(rows, command, batches, BATCH_SIZE), encoding="utf-8")
     except OSError as error:
-        Console(stderr=True).print(f"Error: {out}: {error.strerror}", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    console = Console()
-    console.print(_table(rows))
-    console.print(f"written to {out}", markup=False, highlight=False, soft_wrap=True)
+        raise _failed(out, error) from error
+    Console().print(_table(rows))
+    _say_where(out)
 
 
-def _progress() -> Progress:
+def attention_memory(
+    largest: Annotated[
+        int,
+        typer.Option(
+            min=256, max=2**20, help="Longest sequence; lengths are 256 times powers of 4."
+        ),
+    ] = 16384,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each kind.")] = 3,
+    out: Annotated[
+        Path, typer.Option(dir_okay=False, writable=True, help="Markdown file to write.")
+    ] = ATTENTION_MEMORY_PAGE,
+) -> None:
+    """Time and memory of attention, the textbook's, torch's and ours, beside the paper's figures.
+
+    65,536 takes about a quarter of an hour, the default a few minutes.
+    """
+    from synopsis.attention.memory_table import cells, cost, markdown, measure
+
+    planned = cells(largest)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.touch()  # what cannot be written is found before minutes of work
+        with _progress(TaskProgressColumn()) as progress:
+            bar = progress.add_task("attention-memory", total=sum(map(cost, planned)))
+
+            def watch(cell: "Cell", done: bool) -> None:
+                progress.update(bar, advance=cost(cell) if done else 0, description=_cell(cell))
+
+            figures = measure(planned, repeats, watch)
+        command = f"synopsis reproduce attention-memory --largest {largest} --repeats {repeats}"
+        pictures = _pictures(figures, out)
+        names = [path.name for path in pictures]
+        out.write_text(markdown(figures, command, names, _versions()), encoding="utf-8")
+    except OSError as error:
+        raise _failed(out, error) from error
+    _say_where(out, *pictures)
+
+
+def _cell(cell: "Cell") -> str:
+    what = "forward and backward" if cell.differentiate else "forward"
+    return f"{cell.method} {cell.queries:,} × {cell.keys:,} {cell.dtype} {what}"
+
+
+def _pictures(figures: "Figures", out: Path) -> list[Path]:
+    try:
+        from synopsis.attention.memory_pictures import draw
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("matplotlib"):
+            raise
+        Console(stderr=True).print("no pictures: they need matplotlib, the extra 'plot'")
+        return []
+    return draw(figures, out)
+
+
+def _versions() -> str:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in ("torch", "jax"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join([*found, f"Python {platform.python_version()}"])
+
+
+def _failed(out: Path, error: OSError) -> typer.Exit:
+    message = f"Error: {out}: {error.strerror or error}"
+    Console(stderr=True).print(message, markup=False, soft_wrap=True)
+    return typer.Exit(2)
+
+
+def _say_where(*written: Path) -> None:
+    names = ", ".join(map(str, written))
+    Console().print(f"written to {names}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _progress(count: ProgressColumn) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        count,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),

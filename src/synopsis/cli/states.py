@@ -38,7 +38,16 @@ def inspect(
 
 def merge(
     files: Annotated[list[Path], typer.Argument(help="States, in the order of their data.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File to save the merged state in.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to save the merged state in.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File for the attention of merged attention states, as `synopsis attend --out` writes it.",
+        ),
+    ] = None,
     process: Annotated[
         str | None,
         typer.Option(
@@ -46,21 +55,77 @@ def merge(
         ),
     ] = None,
 ) -> None:
-    """Join the states of one process and scaling that were built from different parts of the data.
+    """Join states that were built from different parts of the data.
 
-    Give all parts one scaling: save that of the first with --save-scale and stream the others with --scale.
+    States of streams must be of one process and scaling: save that of the first with --save-scale and stream the others
+    with --scale. States of attention must answer the same queries.
     """
     with one_line_errors():
-        from synopsis.serving.merging import merge_streams
-        from synopsis.serving.opening import read_stream_state
-        from synopsis.states import write_atomic
-
         if len(files) < 2:
             raise ValueError(f"merging takes at least two states; there is only {files[0]}")
-        states = [read_stream_state(file) for file in files]
-        merged = merge_streams(states, [str(file) for file in files], process)
+        if out is None and output is None:
+            raise ValueError("name a file for the result: --out FILE")
+        if _are_of_attention(files):
+            _merge_attention(files, out, output)
+        elif output is not None or out is None:
+            raise ValueError("--output is for states of attention; give these a file with --out")
+        else:
+            _merge_streams(files, out, process)
+
+
+def _are_of_attention(files: list[Path]) -> bool:
+    """Whether all are; ValueError when only some are."""
+    from synopsis.states import StateFormatError, header
+
+    kinds = []
+    for file in files:
+        try:
+            kinds.append(header(file.read_bytes())["state"]["kind"])
+        except OSError as error:
+            raise StateFormatError(f"{file}: {error.strerror}") from error
+        except Exception as error:  # whatever strange bytes provoke
+            raise StateFormatError(f"{file}: {error}") from error
+    found = [kind == "attention" for kind in kinds]
+    if any(found) and not all(found):
+        other = found.index(not found[0])
+        raise ValueError(
+            f"{files[other]}: holds a state of kind {kinds[other]!r}; {files[0]} one of {kinds[0]!r}"
+        )
+    return all(found)
+
+
+def _merge_attention(files: list[Path], out: Path | None, output: Path | None) -> None:
+    from synopsis.attention import AttentionState
+    from synopsis.cli.attention_output import check_place, write_output
+    from synopsis.states import read_state, write_atomic
+
+    if output is not None:
+        check_place(output)
+    merged: AttentionState | None = None
+    for file in files:
+        state = read_state(file)
+        assert isinstance(state, AttentionState)
+        try:
+            merged = state if merged is None else merged.merge(state)
+        except ValueError as error:
+            raise ValueError(f"{file}: cannot be merged with {files[0]}: {error}") from error
+    assert merged is not None
+    if out is not None:
         write_atomic(out, merged.serialize())
-        typer.echo(f"{out}: {int(merged.count.sum()):,} rows of {len(files)} states")
+    if output is not None:
+        write_output(output, merged)
+    typer.echo(f"{out or output}: {int(merged.count):,} keys of {len(files)} states")
+
+
+def _merge_streams(files: list[Path], out: Path, process: str | None) -> None:
+    from synopsis.serving.merging import merge_streams
+    from synopsis.serving.opening import read_stream_state
+    from synopsis.states import write_atomic
+
+    states = [read_stream_state(file) for file in files]
+    merged = merge_streams(states, [str(file) for file in files], process)
+    write_atomic(out, merged.serialize())
+    typer.echo(f"{out}: {int(merged.count.sum()):,} rows of {len(files)} states")
 
 
 def _print(found: dict[str, Any]) -> None:
