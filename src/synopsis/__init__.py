@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from synopsis import attention, calibration, memory, processes, states, tasks, testing
-    from synopsis.attention import AttentionState, scaled_dot_product_attention
+    from synopsis.attention import (
+        AttentionState,
+        scaled_dot_product_attention,
+        streaming_attention,
+    )
     from synopsis.processes import load
     from synopsis.states import StateFormatError
 
@@ -20,6 +24,7 @@ __all__ = [
     "processes",
     "scaled_dot_product_attention",
     "states",
+    "streaming_attention",
     "tasks",
     "testing",
 ]
@@ -29,6 +34,7 @@ _HOMES = {
     "StateFormatError": "states",
     "load": "processes",
     "scaled_dot_product_attention": "attention",
+    "streaming_attention": "attention",
 }
 
 

@@ -169,7 +169,7 @@ def _torch_call(cell: Cell) -> Callable[[], tuple[Tensor, ...]]:
     functions: dict[Method, Callable[..., Tensor]] = {
         "standard": standard_attention,
         "torch": F.scaled_dot_product_attention,
-        "synopsis": scaled_dot_product_attention,  # type: ignore[dict-item]  # without lse, a tensor
+        "synopsis": scaled_dot_product_attention,  # without lse, a tensor
     }
     attend = functions[cell.method]
 
