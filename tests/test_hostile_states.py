@@ -138,6 +138,11 @@ JSON = st.recursive(
 )
 
 
+def is_tensor(structure: object) -> bool:
+    """Whether it says "here stands a tensor", which is the truth; what it adds to that is not looked at."""
+    return isinstance(structure, dict) and list(structure) == ["tensor"]
+
+
 @settings(max_examples=100, deadline=None)
 @given(JSON)
 def test_any_structure_is_read_or_refused(structure):
@@ -147,7 +152,7 @@ def test_any_structure_is_read_or_refused(structure):
     good, _ = taken_apart()
     for name in good["fields"]:
         data = forge({**good, "fields": {**good["fields"], name: structure}}, tensors)
-        assert structure == {"tensor": None} or not read_or_refuse(data)
+        assert is_tensor(structure) or not read_or_refuse(data)
 
 
 def test_lies_about_sizes_allocate_nothing():

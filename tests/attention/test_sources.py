@@ -165,14 +165,14 @@ def test_npy_files_that_are_not_whole(tmp_path):
     cut(path, size - 1)
     with pytest.raises(SourceError, match=f"k.npy: is cut short: {size:,} bytes are announced"):
         open_array(path)
-    with pytest.raises(SourceError, match="k.npy: ended while it was read, 1 bytes early"):
+    with pytest.raises(SourceError, match=r"k\.npy: ended while it was read, 1 bytes early"):
         list(array.pieces(40))
     for length in (0, 3, 9, 60):
         cut(path, length)
-        with pytest.raises(SourceError, match="k.npy: not a .npy file"):
+        with pytest.raises(SourceError, match=r"k\.npy: not a \.npy file"):
             open_array(path)
     path.write_bytes(b"\x93NUMPY\x09\x00" + b"\x00" * 200)
-    with pytest.raises(SourceError, match="k.npy: not a .npy file"):
+    with pytest.raises(SourceError, match=r"k\.npy: not a \.npy file"):
         open_array(path)
 
 
@@ -226,7 +226,7 @@ def test_tables_that_do_not_fit(tmp_path, table):
     data = bytearray(path.read_bytes())
     data[4:60] = b"\xff" * 56  # the footer is whole, the first page is not
     path.write_bytes(data)
-    with pytest.raises(SourceError, match="late.parquet: cannot be read"):
+    with pytest.raises(SourceError, match=r"late\.parquet: cannot be read"):
         list(open_array(f"{path}:lists").pieces(50))
 
 
@@ -234,10 +234,10 @@ def test_files_that_are_not_there_or_of_no_known_kind(tmp_path):
     for name in ("k.npy", "k.safetensors", "k.parquet", "k.arrow"):
         with pytest.raises(SourceError, match=f"{name}: No such file or directory"):
             open_array(tmp_path / name)
-    with pytest.raises(SourceError, match="is neither .npy, .safetensors, .parquet"):
+    with pytest.raises(SourceError, match=r"is neither \.npy, \.safetensors, \.parquet"):
         open_array(tmp_path / "k.csv")
     (tmp_path / "d.npy").mkdir()
-    with pytest.raises(SourceError, match="d.npy: Is a directory"):
+    with pytest.raises(SourceError, match=r"d\.npy: Is a directory"):
         open_array(tmp_path / "d.npy")
 
 

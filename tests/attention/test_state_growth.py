@@ -356,7 +356,7 @@ def test_shapes_that_do_not_fit_are_refused_with_their_sizes():
         state.update(key, value[:, :1])
     with pytest.raises(ValueError, match=r"\(3,\) of keys or values do not broadcast"):
         state.update(draw(3, 2, 9, 3), draw(3, 2, 9, 5))
-    with pytest.raises(ValueError, match=r"broadcast to \(2, 4, 4, 9\), not \(4, 8\)"):
+    with pytest.raises(ValueError, match=r"\(4, 8\) does not broadcast to \(2, 4, 4, 9\)"):
         state.update(key, value, torch.ones(4, 8, dtype=torch.bool))
     with pytest.raises(ValueError, match="int64"):
         state.update(key, value, attn_mask=torch.ones(4, 9, dtype=torch.int64))

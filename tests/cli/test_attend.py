@@ -1,7 +1,6 @@
 """`synopsis attend` and `synopsis merge` of its states, from tiny files to files on disk."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -214,8 +213,8 @@ def test_a_kill_while_the_state_is_written_leaves_the_old_one(arrays):
     done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert Path("s").read_bytes() == before
-    beside = [name for name in os.listdir() if name.startswith(".s.")]
-    assert len(beside) == 1 and AttentionState.deserialize(Path(beside[0]).read_bytes()).count == 25
+    beside = list(Path().glob(".s.*"))
+    assert len(beside) == 1 and AttentionState.deserialize(beside[0].read_bytes()).count == 25
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to send")
@@ -242,6 +241,6 @@ def test_an_interrupted_command_says_so_and_writes_nothing(tmp_path):
 def _has_loaded(pid: int) -> bool:
     """Whether the process has begun to read keys: it has the file open."""
     try:
-        return any("k.npy" in os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir())
+        return any(f.readlink().name == "k.npy" for f in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False

@@ -71,7 +71,7 @@ def test_is_the_published_model(residual, head, length):
     np.testing.assert_allclose(in_float32.mean[0].detach(), mean, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 70), st.data())
 def test_any_pieces_in_any_order_with_any_padding(seed, length, data):
     process, (x, y), xt = small(), points(length, seed=seed), draw(1, 4, 2, seed=9)

@@ -23,6 +23,7 @@ from torch import Tensor
 from synopsis.attention import fused, tiles
 from synopsis.attention.differentiation import Call, Engine, attend, workspace
 from synopsis.attention.dropout import Dropout, fresh_seed
+from synopsis.attention.layouts import mask_of
 from synopsis.attention.rules import MaskMod, Rules, ScoreMod
 from synopsis.attention.tiles import Inputs
 
@@ -135,7 +136,7 @@ def scaled_dot_product_attention(  # type: ignore[misc]  # noqa: PLR0913  (torch
     rules = Rules(
         scale=1.0 / math.sqrt(query.shape[-1]) if scale is None else scale,
         is_causal=is_causal,
-        attn_mask=_mask(attn_mask, (*batch, *inputs.query.shape[1:3], key.shape[-2])),
+        attn_mask=mask_of(attn_mask, (*batch, *inputs.query.shape[1:3], key.shape[-2])),
         mask_mod=mask_mod,
         score_mod=score_mod,
         query_offset=query_offset,
@@ -215,24 +216,6 @@ def _four_dimensional(query: Tensor, key: Tensor, value: Tensor) -> tuple[tuple[
     expanded = (t.expand(*batch, *t.shape[-3:]) for t in (query, key, value))
     size = math.prod(batch)
     return tuple(batch), Inputs(*(t.reshape(size, *t.shape[-3:]) for t in expanded))
-
-
-def _mask(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """A mask with four dimensions, of which each that is broadcast stays 1."""
-    if mask is None:
-        return None
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise ValueError(f"attn_mask must be bool or floating point, not {mask.dtype}")
-    fits = mask.dim() <= len(shape) and all(
-        m in (1, s) for m, s in zip(reversed(mask.shape), reversed(shape), strict=False)
-    )
-    if not fits:
-        raise ValueError(f"attn_mask {tuple(mask.shape)} does not broadcast to {shape}")
-    mask = mask.reshape(*(1,) * (len(shape) - mask.dim()), *mask.shape)
-    leading = mask.shape[:-3]
-    if math.prod(leading) != 1:
-        mask = mask.expand(*shape[:-3], *mask.shape[-3:])
-    return mask.reshape(math.prod(mask.shape[:-3]), *mask.shape[-3:])
 
 
 def _dropout(p: float, seed: int | None) -> Dropout | None:

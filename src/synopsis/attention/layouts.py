@@ -35,11 +35,10 @@ def mask_of(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     fits = mask.dim() <= len(shape) and all(
         a in (1, b) for a, b in zip(reversed(mask.shape), reversed(shape), strict=False)
     )
-    if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
-        raise ValueError(
-            f"a mask must be bool or floating point and broadcast to {shape}, not "
-            f"{tuple(mask.shape)} of {mask.dtype}"
-        )
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"attn_mask must be bool or floating point, not {mask.dtype}")
+    if not fits:
+        raise ValueError(f"attn_mask {tuple(mask.shape)} does not broadcast to {shape}")
     size = max(4, len(shape))
     mask = mask.reshape(*(1,) * (size - mask.dim()), *mask.shape)
     if math.prod(mask.shape[:-3]) > 1:

@@ -89,7 +89,7 @@ def _are_of_attention(files: list[Path]) -> bool:
     if any(found) and not all(found):
         other = found.index(not found[0])
         raise ValueError(
-            f"{files[other]}: holds a state of kind {kinds[other]!r}; {files[0]} one of {kinds[0]!r}"
+            f"{files[other]}: holds a state of kind {kinds[other]!r}; {files[0]} one of kind {kinds[0]!r}"
         )
     return all(found)
 
