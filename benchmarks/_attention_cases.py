@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class Case:
     heads: int = 8
     dtype: torch.dtype = torch.float32
     differentiate: bool = False
-    options: Callable[[int, int], dict[str, Any]] = field(default=lambda heads, length: {})
+    options: Callable[[int, int], dict[str, Any]] = lambda *_: {}
     value_dim: int = DIM
     engine: str = "auto"
 
@@ -153,8 +153,9 @@ def extra_mib(case: Case) -> float:
 
 
 def _weigh(case: Case) -> float:
-    small = {**case.__dict__, "length": DOCUMENTS * 4}
-    Case(**small).call()()  # what is loaded on first use is not memory of the case
+    replace(
+        case, length=DOCUMENTS * 4
+    ).call()()  # what is loaded on first use is not memory of the case
     call = case.call()
     _, extra, results = measured_call(call)
     return max(0, extra - sum(t.nbytes for t in results)) / 2**20

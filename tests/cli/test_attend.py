@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -225,7 +226,13 @@ def test_an_interrupted_command_says_so_and_writes_nothing(tmp_path):
     command = [sys.executable, "-m", "synopsis", "attend", "q.npy", "--keys", "k.npy"]
     command += ["--values", "v.npy", "--block", "64", "--out", "o.npy"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell in the background has Ctrl-C ignored, and what it starts inherits that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(0.2)
     deadline = time.monotonic() + 60
