@@ -18,7 +18,7 @@ from synopsis.attention.sources import open_source
 from synopsis.attention.stream import streaming_attention
 
 QUERIES, DIM, SHARDS, REPEATS = 256, 64, 8, 5
-BLOCKS = (16384, 65536)
+BLOCKS = (16384, 32768)
 
 
 def generate(folder: Path, keys: int) -> None:

@@ -1,4 +1,4 @@
-"""One thread per test process: small tensors gain nothing from more, and threads wait for each other."""
+"""One thread per test process: small tensors gain nothing from more, and on a busy machine they wait for each other."""
 
 import torch
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,23 @@ def test_a_reader_sees_one_whole_file_or_the_other(tmp_path):
     while os.waitpid(pid, os.WNOHANG)[0] == 0:
         seen.add(path.read_bytes())
     assert seen <= set(wholes)
+
+
+def test_threads_that_write_one_file_do_not_tear_it(tmp_path):
+    path = tmp_path / "a.synopsis"
+    wholes = [bytes([i]) * 100_000 for i in range(3)]
+    write_atomic(path, wholes[0])
+
+    def write(whole: bytes) -> None:
+        for _ in range(30):
+            write_atomic(path, whole)
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(write, whole) for whole in wholes]
+        seen = set()
+        while not all(writer.done() for writer in writers):
+            seen.add(path.read_bytes())
+        for writer in writers:
+            writer.result()
+    assert seen <= set(wholes)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.synopsis"]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
@@ -276,7 +277,7 @@ def read_state(path: Path) -> State:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a crash at any moment leaves the old one or the new one, whole."""
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(data)

@@ -228,6 +228,12 @@ def test_queries_and_keys_of_every_odd_shape():
         torch.testing.assert_close(lse, expected_lse, rtol=FLOAT64, atol=FLOAT64)
 
 
+def test_an_empty_batch_is_an_empty_answer():
+    for name in ("auto", "tiles"):
+        with engine(name):
+            assert attention(*torch.zeros(3, 0, 4, 5, 8)).shape == (0, 4, 5, 8)
+
+
 def test_leading_dimensions_broadcast_as_torch_broadcasts_them():
     query = torch.randn(3, 2, 4, 10, 8)
     key, value = torch.randn(2, 1, 4, 12, 8)

@@ -180,3 +180,18 @@ def test_points_that_do_not_fit_are_refused_with_their_shapes():
         CMANP(**SMALL | {"heads": 3})
     with pytest.raises(ValueError, match="unknown head 'wide'"):
         CMANP(**SMALL, head="wide")
+
+
+def test_what_a_fused_optimiser_changed_is_seen_after_a_change_of_mode():
+    process, (x, y) = small().eval(), points(20)
+    before = process.init().fingerprint
+    process.update(process.init(), x, y)  # fills the caches
+    process.train()
+    process(x, y, x).log_prob(y).mean().backward()
+    torch.optim.Adam(process.parameters(), lr=0.1, fused=True).step()
+    process.eval()
+    assert process.init().fingerprint != before
+    state = process.update(process.init(), x, y)
+    fresh = small()
+    fresh.load_state_dict(process.state_dict())
+    same(process.predict(state, x), fresh.eval()(x, y, x))

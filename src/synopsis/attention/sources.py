@@ -29,7 +29,9 @@ __all__ = [
     "open_source",
 ]
 
-BLOCK = 65536
+BLOCK = (
+    32768  # keys: of width 64 in float32, this block and the next, with their values, take 32 MiB
+)
 
 
 class Array(Protocol):

@@ -89,7 +89,8 @@ class Tiles:
 
     def by_head(self, tile: Float[Tensor, "rows group_queries width"]) -> Tensor:
         """A view with batch, heads, queries and width apart."""
-        return tile.view(self.batch, self.heads, -1, tile.shape[-1])
+        length = tile.shape[1] * self.key_heads // self.heads
+        return tile.view(self.batch, self.heads, length, tile.shape[-1])
 
     def scores(self, query: Tensor, key: Tensor, block: Block) -> Tensor:
         """Scores of a tile in bits, all rules applied, in the first buffer; −∞ where a pair may not attend."""

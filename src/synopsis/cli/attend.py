@@ -56,7 +56,11 @@ def attend(  # noqa: PLR0913  (every argument is an option of the command)
         typer.Option(metavar="FILE", help="File for the state, to be joined by `synopsis merge`."),
     ] = None,
     block: Annotated[
-        int, typer.Option(min=1, help="Keys read at a time; memory holds two blocks.")
+        int,
+        typer.Option(
+            min=2,
+            help="Keys in memory at a time: one half is attended to while the other is read.",
+        ),
     ] = 65536,
     scale: Annotated[
         float | None, typer.Option(help="Factor on query · key.", show_default="1/√dim")
@@ -91,7 +95,7 @@ def attend(  # noqa: PLR0913  (every argument is an option of the command)
         rules = Rules(start.scale, causal, query_offset=query_offset, key_offset=key_offset)
         begun = time.monotonic()
         with torch.no_grad():
-            result = _run(Stream(source.blocks(block), rules), start, quiet)
+            result = _run(Stream(source.blocks(block // 2), rules), start, quiet)
         if state is not None:
             write_atomic(state, result.serialize())
         if out is not None:

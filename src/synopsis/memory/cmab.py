@@ -17,7 +17,7 @@ by default (``residual="normed"`` gives theirs).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -144,6 +144,11 @@ class CMAB(nn.Module):
         attention = self.absorb.attention
         query = split_heads(attention.to_query(self.absorb.norm(self.latents)), attention.heads)
         return query / math.sqrt(query.shape[-1])
+
+    def train(self, mode: bool = True) -> Self:
+        """Change mode, and forget what was derived from the weights: fused optimisers change them unseen."""
+        self._stack[0].forget()
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """Shape of the learned queries."""
@@ -307,6 +312,15 @@ class CMABStack(nn.Module):
         weight = torch.cat([w * norm.weight for w, norm in keys + values])
         bias = torch.cat([w @ norm.bias for w, norm in keys + values])
         return _Entrance(torch.cat([block.query() for block in self.blocks]), weight, bias)
+
+    def train(self, mode: bool = True) -> Self:
+        """Change mode, and forget what was derived from the weights: fused optimisers change them unseen."""
+        self.forget()
+        return super().train(mode)
+
+    def forget(self) -> None:
+        """Drop what was derived from the weights."""
+        self._entrance_of = self._fingerprint_of = None
 
     @property
     def fingerprint(self) -> str:

@@ -32,6 +32,7 @@ class Process(nn.Module):
     """
 
     merges: ClassVar[Merges] = None
+    bounded: ClassVar[bool] = True  # False for a process whose state grows with what it has seen
     dim_x: int
     dim_y: int
 
@@ -89,6 +90,11 @@ class Process(nn.Module):
             xt, yt = (t.masked_fill(~real.unsqueeze(-1), 0.0) for t in (xt, yt))
         log_likelihood = self(batch.xc, batch.yc, xt, batch.context_mask).log_prob(yt)
         return -(log_likelihood if real is None else log_likelihood[real]).mean()
+
+    def train(self, mode: bool = True) -> Self:
+        """Change mode, and forget what was derived from the weights: fused optimisers change them unseen."""
+        self._fingerprint_of = None
+        return super().train(mode)
 
     @property
     def fingerprint(self) -> str:
