@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_SPARE = 4  # buffers kept for the next blocks
 _NPY_DTYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
 _SAFETENSORS_DTYPES = {
     "F16": torch.float16,
@@ -168,16 +167,20 @@ class _Buffers:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._spare: deque[np.ndarray] = deque(maxlen=_SPARE)
+        self._lent: dict[int, tuple[weakref.ref[np.ndarray], np.ndarray]] = {}
+        self._ended: deque[weakref.ref[np.ndarray]] = deque()
 
     def take(self, size: int) -> Tensor:
         """Bytes that nobody else looks at."""
-        try:
-            buffer = self._spare.pop()
-        except IndexError:
+        buffer: np.ndarray | None = None
+        while self._ended:
+            _, buffer = self._lent.pop(id(self._ended.popleft()))
+        if buffer is None:
             buffer = np.empty(max(1, self._size), np.uint8)
         view = buffer[:]  # lives as long as the tensor's storage
-        weakref.finalize(view, self._spare.append, buffer).atexit = False
+        # The callback is C code alone: an interrupt in a Python one would be swallowed, and Ctrl-C lost.
+        end = weakref.ref(view, self._ended.append)
+        self._lent[id(end)] = (end, buffer)
         return torch.from_numpy(view)[:size]
 
 

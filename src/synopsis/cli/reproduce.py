@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,7 +83,7 @@ def attention_memory(
     planned = cells(largest)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.touch()  # what cannot be written is found before minutes of work
+        _check_writable(out.parent)
         with _progress(TaskProgressColumn()) as progress:
             bar = progress.add_task("attention-memory", total=sum(map(cost, planned)))
 
@@ -102,6 +103,12 @@ def attention_memory(
 def _cell(cell: "Cell") -> str:
     what = "forward and backward" if cell.differentiate else "forward"
     return f"{cell.method} {cell.queries:,} × {cell.keys:,} {cell.dtype} {what}"
+
+
+def _check_writable(folder: Path) -> None:
+    """What cannot be written is found before minutes of work."""
+    with TemporaryFile(dir=folder):
+        pass
 
 
 def _pictures(figures: "Figures", out: Path) -> list[Path]:
