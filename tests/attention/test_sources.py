@@ -123,6 +123,19 @@ def test_buffers_are_used_again(tmp_path):
     assert len(set(places)) <= 2 < len(places)
 
 
+def test_giving_a_buffer_back_runs_no_python(tmp_path):
+    """An interrupt that meets Python code of a destructor is swallowed: Ctrl-C would do nothing."""
+    np.save(tmp_path / "k.npy", ROWS[0])
+    pieces = open_array(tmp_path / "k.npy").pieces(5)
+    held = [next(pieces)]
+    called = []
+    sys.setprofile(lambda frame, event, _: event == "call" and called.append(frame.f_code))
+    held.clear()
+    sys.setprofile(None)
+    assert not called
+    next(pieces)
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_source_is_read_again_and_again(tmp_path, fast):
     rows = torch.from_numpy(ROWS)
