@@ -274,21 +274,20 @@ def test_a_wrong_width_is_refused():
 
 
 MEMORY = """
-import resource, sys, torch
+import torch
 from synopsis.attention.blockwise import BlockwiseTransformerLayer
+from synopsis.attention.resident_memory import measured_call
 torch.set_num_threads(1)
 layer = BlockwiseTransformerLayer(128, 4, 4096, query_block=128)
 def run(length):
     x = torch.randn(1, length, 128, requires_grad=True)
     layer(x).sum().backward()
 run(256)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(2048)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(measured_call(lambda: run(2048))[1] >> 20)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is counted otherwise elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted otherwise elsewhere")
 def test_the_hidden_layer_never_exists_for_all_tokens():
     """One hidden activation of all tokens would be 32 MiB, and a plain layer keeps two; the rest is 1 MiB each."""
     done = subprocess.run(

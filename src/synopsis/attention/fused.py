@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from synopsis.attention.rules import Block, Rules
-from synopsis.attention.state import SoftmaxSummary
+from synopsis.attention.summary import SoftmaxSummary
 from synopsis.attention.tiles import Gradients, Inputs, Wanted
 
 _PROBE_ERROR = 1e-5

@@ -5,7 +5,6 @@ rules see: query i stands at i + query_offset, key j at j + key_offset, and caus
 beyond the query's.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -213,6 +212,3 @@ def _slice(mask: Tensor, block: Block) -> Tensor:
 
 def _both(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else a & b
-
-
-NOTHING = -math.inf

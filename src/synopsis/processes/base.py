@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from synopsis.memory.base import Merges
 from synopsis.processes.heads import PredictiveDistribution
-from synopsis.states import State, Weights, fingerprint, write_atomic
+from synopsis.states import Weights, fingerprint, write_atomic
 from synopsis.tasks import Batch
 
 PROCESSES: dict[str, type["Process"]] = {}
@@ -198,4 +198,4 @@ def _folder(source: Path | str) -> Path:
     raise ValueError(f"{str(source)!r} is neither a folder nor a shipped process ({names})")
 
 
-__all__ = ["PROCESSES", "Process", "Self", "State", "build", "load", "shipped"]
+__all__ = ["PROCESSES", "Process", "build", "load", "shipped"]

@@ -4,7 +4,7 @@ Both kinds have batch shape (batch, targets) and event shape (dim_y,): ``log_pro
 ``quantile``, ``cdf`` and ``crps`` speak of each output by itself.
 """
 
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -204,6 +204,5 @@ __all__ = [
     "GaussianMixture",
     "MixtureHead",
     "PredictiveDistribution",
-    "Self",
     "build_head",
 ]
