@@ -19,6 +19,8 @@ SETTINGS = {
     "steps": COUNT,
     "batch_size": COUNT,
     "learning_rate": st.floats(1e-300, 1e3),
+    "optimizer": st.sampled_from(["adamw", "muon"]),
+    "muon_learning_rate": st.floats(1e-300, 1e3),
     "schedule": st.sampled_from(["cosine", "one-cycle", "warmup-stable-decay"]),
     "warmup": st.integers(0, 10**9),
     "decay_fraction": SHARE,

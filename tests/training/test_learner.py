@@ -23,6 +23,12 @@ def small() -> CMANP:
     return CMANP(dim=8, heads=2, blocks=1, latents=4)
 
 
+def wide(seed: int = 0) -> CMANP:
+    """With matrices wide enough for Muon."""
+    torch.manual_seed(seed)
+    return CMANP(dim=16, heads=2, blocks=1, latents=4)
+
+
 def learner(process: CMANP, **settings) -> Learner:
     return Learner(process, Training(**settings), Accelerator())
 
@@ -137,12 +143,14 @@ def test_too_many_in_a_row_raise():
         ours.learn(broken(), 0.1)
 
 
-def test_loading_continues_to_the_bit():
-    straight, halted = learner(small(), ema=0.9, clip=1.0), learner(small(), ema=0.9, clip=1.0)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_loading_continues_to_the_bit(optimizer):
+    settings = {"optimizer": optimizer, "ema": 0.9, "clip": 1.0}
+    straight, halted = learner(wide(), **settings), learner(wide(), **settings)
     for seed in range(3):
         straight.learn(batch(seed), 0.1)
         halted.learn(batch(seed), 0.1)
-    other = learner(CMANP(dim=8, heads=2, blocks=1, latents=4), ema=0.9, clip=1.0)
+    other = learner(wide(seed=1), **settings)
     other.load({name: tensor.clone() for name, tensor in halted.tensors().items()})
     for seed in range(3, 6):
         assert other.learn(batch(seed), 0.1) == straight.learn(batch(seed), 0.1)

@@ -13,6 +13,7 @@ JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON]"
 _T = TypeVar("_T")
 
 Schedule = Literal["cosine", "one-cycle", "warmup-stable-decay"]
+Optimizer = Literal["adamw", "muon"]
 
 
 class ExperimentError(ValueError):
@@ -39,7 +40,9 @@ class Training:
     Args:
         steps: optimiser steps, at least 1.
         batch_size: tasks per step over all devices together, at least 1.
-        learning_rate: the highest learning rate, positive.
+        learning_rate: the highest learning rate, positive; under Muon that of the parameters left to AdamW.
+        optimizer: ``"muon"`` for the weights between wide layers and AdamW for the rest, or ``"adamw"`` for all.
+        muon_learning_rate: the highest learning rate of Muon, positive; it follows the same schedule.
         schedule: how it changes (``training.schedules``).
         warmup: steps of warm-up (one-cycle: 0 means the customary 30 % of all steps).
         decay_fraction: share of all steps that ``"warmup-stable-decay"`` decays over, 0 to 1.
@@ -57,6 +60,8 @@ class Training:
     steps: int = 100_000
     batch_size: int = 16
     learning_rate: float = 5e-4
+    optimizer: Optimizer = "adamw"
+    muon_learning_rate: float = 0.02
     schedule: Schedule = "cosine"
     warmup: int = 0
     decay_fraction: float = 0.2
@@ -92,6 +97,7 @@ _RANGES: Mapping[str, tuple[float, float, str]] = {  # lowest, highest, in words
     "training.steps": (1, float("inf"), "at least 1"),
     "training.batch_size": (1, float("inf"), "at least 1"),
     "training.learning_rate": (5e-324, 1e6, "positive"),
+    "training.muon_learning_rate": (5e-324, 1e6, "positive"),
     "training.warmup": (0, float("inf"), "at least 0"),
     "training.decay_fraction": (0, 1, "between 0 and 1"),
     "training.clip": (0, float("inf"), "at least 0"),
