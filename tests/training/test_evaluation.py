@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from synopsis.processes import CMANP, Gaussian
 from synopsis.processes.base import PROCESSES, Process
@@ -38,11 +39,17 @@ class MaskedTask:
         )
 
 
+def crps(z, stddev):
+    """Gneiting et al. 2005, equation 5."""
+    density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    return stddev * (z * (2 * stats.norm.cdf(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
+
+
 @pytest.mark.parametrize("task", [GaussianProcessTask(), MaskedTask()])
 def test_against_the_naive_sums(task):
     process = small(dim_x=task.dim_x, dim_y=task.dim_y).eval()
     scores = evaluate(process, task, batches=5, batch_size=3, seed=4)
-    logs, inside, exact = [], {0.5: [], 0.9: []}, []
+    logs, inside, exact, distances = [], {0.5: [], 0.9: []}, [], []
     for batch in evaluation_batches(task, 5, 3, 4):
         with torch.no_grad():
             prediction = process(batch.xc, batch.yc, batch.xt)
@@ -55,6 +62,7 @@ def test_against_the_naive_sums(task):
         logs.append((-0.5 * z**2 - np.log(stddev) - 0.5 * math.log(2 * math.pi)).sum(-1))
         inside[0.5].append((np.abs(z) <= 0.6744897501960817).mean(-1))
         inside[0.9].append((np.abs(z) <= 1.6448536269514722).mean(-1))
+        distances.append(crps(z, stddev).mean(-1))
         exact.append(None if batch.oracle is None else batch.oracle.numpy()[real])
     means = np.array([values.mean() for values in logs])
     assert scores.log_likelihood.value == pytest.approx(means.mean(), rel=10 * FLOAT32)
@@ -64,6 +72,8 @@ def test_against_the_naive_sums(task):
     assert scores.pooled_log_likelihood.value == pytest.approx(pooled.mean(), rel=10 * FLOAT32)
     for level, values in inside.items():
         assert scores.coverage[level].value == pytest.approx(np.concatenate(values).mean())
+    assert scores.crps.value == pytest.approx(np.concatenate(distances).mean(), rel=10 * FLOAT32)
+    assert scores.marginal_log_likelihood == scores.log_likelihood
     assert (scores.batches, scores.targets) == (5, len(pooled))
     if exact[0] is None:
         assert scores.oracle is None
@@ -132,6 +142,11 @@ def test_to_dict_is_json():
     assert plain["log_likelihood"]["value"] == scores.log_likelihood.value
     assert set(plain["coverage"]) == {"0.5", "0.9"}
     assert plain["oracle_gap"]["standard_error"] == scores.oracle_gap.standard_error
+    assert plain["crps"]["value"] == scores.crps.value
+    assert (plain["batches"], plain["targets"]) == (2, scores.targets)
+    assert set(plain) == set(vars(scores))
+    nothing_known = evaluate(small(), GaussianProcessTask(oracle=False), 2, 2, 0).to_dict()
+    assert nothing_known["oracle"] is nothing_known["joint_oracle_gap"] is None
 
 
 def test_errors_show_what_came():

@@ -28,7 +28,7 @@ class Process(nn.Module):
 
     Subclasses implement :meth:`init`, :meth:`update`, :meth:`predict`, and :meth:`merge` where it is exact; they
     declare ``merges``, call ``super().__init__`` with their constructor's arguments, and are found under their name
-    in ``PROCESSES``.
+    in ``PROCESSES``, unless the class statement says ``abstract=True``.
     """
 
     merges: ClassVar[Merges] = None
@@ -36,8 +36,9 @@ class Process(nn.Module):
     dim_x: int
     dim_y: int
 
-    def __init_subclass__(cls) -> None:
-        PROCESSES[cls.__name__] = cls
+    def __init_subclass__(cls, abstract: bool = False) -> None:
+        if not abstract:
+            PROCESSES[cls.__name__] = cls
 
     def __init__(self, **config: Any) -> None:
         super().__init__()

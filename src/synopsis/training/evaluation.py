@@ -1,4 +1,10 @@
-"""How good a process is on a task: log-likelihood, coverage, and the distance to the exact answer."""
+"""How good a process is on a task: log-likelihood, coverage, CRPS, and the distance to the exact answer.
+
+A process is scored by what it predicts: ``process(xc, yc, xt, mask)`` gives a distribution of each target by itself,
+whose ``log_prob`` is summed. One that can tell the joint log-density of a task's targets says so by a method
+``log_likelihood(batch)`` (nats per task), and is scored by that; a :class:`synopsis.processes.joint.JointProcess` gives
+both by ``score(batch)``.
+"""
 
 import math
 from collections import defaultdict
@@ -6,17 +12,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from synopsis.processes.base import Process
+from synopsis.processes.heads import PredictiveDistribution
+from synopsis.processes.joint import JointProcess
 from synopsis.tasks import Batch, Task
 from synopsis.tasks.gaussian_process import evaluation_batches
 from synopsis.training.seeds import derived_seed, own_randomness
 
 COVERAGES = (0.5, 0.9)
+
+
+@runtime_checkable
+class HasJointDensity(Protocol):
+    """A process that knows how probable the targets of a task are together."""
+
+    def log_likelihood(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """Joint log-density of each task's real targets, nats; 0 for a task without any."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,39 +55,43 @@ class Evaluation:
     are taken over batches.
 
     Args:
-        log_likelihood: of the targets, nats per target, batch mean.
+        log_likelihood: of the targets, nats per target, batch mean; of a process that predicts
+            targets together, their joint log-density divided by their number.
         pooled_log_likelihood: the same over all targets.
+        marginal_log_likelihood: of each target by itself, batch mean; for a process that predicts
+            them one by one it is the log-likelihood.
         coverage: share of targets inside the central interval, by the interval's probability,
             over all targets.
-        oracle: exact log-density of the targets, batch mean, where every batch has one.
-        oracle_gap: oracle minus log-likelihood, paired by target, batch mean.
+        crps: continuous ranked probability score, in the units of y, over all targets.
+        oracle: exact log-density of each target by itself, batch mean, where every batch has one.
+        oracle_gap: oracle minus marginal log-likelihood, paired by target, batch mean.
+        joint_oracle: exact joint log-density divided by the number of targets, batch mean, where
+            every batch has one.
+        joint_oracle_gap: joint oracle minus log-likelihood, paired by task, batch mean.
         batches: how many there were.
         targets: how many there were in all batches together.
     """
 
     log_likelihood: Estimate
     pooled_log_likelihood: Estimate
+    marginal_log_likelihood: Estimate
     coverage: Mapping[float, Estimate]
+    crps: Estimate
     oracle: Estimate | None
     oracle_gap: Estimate | None
+    joint_oracle: Estimate | None
+    joint_oracle_gap: Estimate | None
     batches: int
     targets: int
 
     def to_dict(self) -> dict[str, object]:
         """For JSON: an estimate is ``{"value": …, "standard_error": …}``."""
 
-        def plain(estimate: Estimate | None) -> dict[str, float] | None:
-            return None if estimate is None else dict(vars(estimate))
-
-        return {
-            "log_likelihood": plain(self.log_likelihood),
-            "pooled_log_likelihood": plain(self.pooled_log_likelihood),
-            "coverage": {f"{level:g}": plain(e) for level, e in self.coverage.items()},
-            "oracle": plain(self.oracle),
-            "oracle_gap": plain(self.oracle_gap),
-            "batches": self.batches,
-            "targets": self.targets,
-        }
+        plain: dict[str, object] = {}
+        for name, value in vars(self).items():
+            plain[name] = dict(vars(value)) if isinstance(value, Estimate) else value
+        levels = self.coverage.items()
+        return plain | {"coverage": {f"{level:g}": dict(vars(e)) for level, e in levels}}
 
 
 def evaluate(process: Process, task: Task, batches: int, batch_size: int, seed: int) -> Evaluation:
@@ -88,7 +110,7 @@ def evaluate(process: Process, task: Task, batches: int, batch_size: int, seed: 
     Raises:
         ValueError: for no batches, or a task of other dimensions than the process.
 
-    Source: metrics 1 and 4 of Feng et al. 2024's code (``tar_ll``, mean of the means per batch).
+    Source: metrics 1, 2 and 4 of Feng et al. 2024's code (``tar_ll``, mean of the means per batch).
     """
     if batches < 1:
         raise ValueError(f"batches = {batches}; an evaluation needs at least 1")
@@ -113,17 +135,30 @@ def check_dimensions(process: Process, task: Task) -> None:
 
 def _sums(process: Process, batch: Batch) -> dict[str, float]:
     """Sums over the real targets of one batch."""
-    prediction = process(batch.xc, batch.yc, batch.xt, batch.context_mask)
     real = batch.target_mask
     real = torch.ones_like(batch.yt[..., 0], dtype=torch.bool) if real is None else real
-    log_likelihood = prediction.log_prob(batch.yt)
-    sums = {"targets": float(real.sum()), "log_likelihood": _sum(log_likelihood, real)}
+    joint, prediction = _score(process, batch)
+    marginal = _sum(prediction.log_prob(batch.yt), real)
+    sums = {"targets": float(real.sum()), "marginal": marginal}
+    sums["log_likelihood"] = marginal if joint is None else joint.double().sum().item()
     distance = (prediction.cdf(batch.yt) - 0.5).abs()  # of the PIT from the median
     for level in COVERAGES:
         sums[f"inside {level}"] = _sum((distance <= level / 2).double().mean(-1), real)
+    sums["crps"] = _sum(prediction.crps(batch.yt).double().mean(-1), real)
     if batch.oracle is not None:
         sums["oracle"] = _sum(batch.oracle, real)
+    if batch.joint_oracle is not None:
+        sums["joint_oracle"] = batch.joint_oracle.double().sum().item()
     return sums
+
+
+def _score(process: Process, batch: Batch) -> tuple[Tensor | None, PredictiveDistribution]:
+    """Joint log-density of each task where the process has one, and each target by itself."""
+    if isinstance(process, JointProcess):
+        return process.score(batch)
+    prediction = process(batch.xc, batch.yc, batch.xt, batch.context_mask)
+    joint = process.log_likelihood(batch) if isinstance(process, HasJointDensity) else None
+    return joint, prediction
 
 
 def _sum(values: Float[Tensor, "batch targets"], real: Bool[Tensor, "batch targets"]) -> float:
@@ -131,22 +166,39 @@ def _sum(values: Float[Tensor, "batch targets"], real: Bool[Tensor, "batch targe
 
 
 def _summary(sums: Mapping[str, list[float]]) -> Evaluation:
-    targets, scores = sums["targets"], sums["log_likelihood"]
-    means = [s / t for s, t in zip(scores, targets, strict=True)]
-    oracle = gap = None
-    if len(sums.get("oracle", ())) == len(targets):
-        exact = [s / t for s, t in zip(sums["oracle"], targets, strict=True)]
-        oracle = ratio(exact, [1.0] * len(exact))
-        gap = ratio([e - m for e, m in zip(exact, means, strict=True)], [1.0] * len(exact))
+    targets = sums["targets"]
+    known = {name: values for name, values in sums.items() if len(values) == len(targets)}
+    means = {name: _divide(values, targets) for name, values in known.items()}
     return Evaluation(
-        log_likelihood=ratio(means, [1.0] * len(means)),
-        pooled_log_likelihood=ratio(scores, targets),
+        log_likelihood=_mean(means["log_likelihood"]),
+        pooled_log_likelihood=ratio(sums["log_likelihood"], targets),
+        marginal_log_likelihood=_mean(means["marginal"]),
         coverage={level: ratio(sums[f"inside {level}"], targets) for level in COVERAGES},
-        oracle=oracle,
-        oracle_gap=gap,
+        crps=ratio(sums["crps"], targets),
+        **_against(means, "oracle", "marginal"),
+        **_against(means, "joint_oracle", "log_likelihood"),
         batches=len(targets),
         targets=round(sum(targets)),
     )
+
+
+def _against(
+    means: Mapping[str, list[float]], oracle: str, score: str
+) -> dict[str, Estimate | None]:
+    """An oracle, where every batch has one, and its distance from a score."""
+    exact = means.get(oracle)
+    if exact is None:
+        return {oracle: None, f"{oracle}_gap": None}
+    gaps = [best - reached for best, reached in zip(exact, means[score], strict=True)]
+    return {oracle: _mean(exact), f"{oracle}_gap": _mean(gaps)}
+
+
+def _mean(values: list[float]) -> Estimate:
+    return ratio(values, [1.0] * len(values))
+
+
+def _divide(values: list[float], targets: list[float]) -> list[float]:
+    return [value / number for value, number in zip(values, targets, strict=True)]
 
 
 def ratio(sums: list[float], weights: list[float]) -> Estimate:

@@ -8,7 +8,13 @@ import synopsis.processes  # noqa: F401  (importing the room fills PROCESSES)
 from synopsis.processes.base import PROCESSES, Process
 from synopsis.tasks import Task
 from synopsis.tasks.gaussian_process import GaussianProcessTask
+from synopsis.tasks.gaussian_process_nd import GaussianProcessNDTask
+from synopsis.tasks.images import ImageCompletion
+from synopsis.tasks.lotka_volterra import HareLynxTask, LotkaVolterraTask
+from synopsis.tasks.mixture import FixedGaussianProcessTask, ProcessMixture
 from synopsis.tasks.regression_prior import RegressionPrior
+from synopsis.tasks.sawtooth import SawtoothTask
+from synopsis.tasks.wheel_bandit import WheelBanditTask
 from synopsis.training.experiment import (
     Component,
     Experiment,
@@ -21,8 +27,16 @@ from synopsis.training.experiment import (
 _T = TypeVar("_T")
 
 TASKS: dict[str, Callable[..., Task]] = {
+    "fixed_gaussian_process": FixedGaussianProcessTask,
     "gaussian_process": GaussianProcessTask,
+    "gaussian_process_nd": GaussianProcessNDTask,
+    "hare_lynx": HareLynxTask,
+    "image_completion": ImageCompletion,
+    "lotka_volterra": LotkaVolterraTask,
+    "process_mixture": ProcessMixture,
     "regression_prior": RegressionPrior,
+    "sawtooth": SawtoothTask,
+    "wheel_bandit": WheelBanditTask,
 }
 
 
