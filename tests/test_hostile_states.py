@@ -16,12 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from synopsis import AttentionState
-from synopsis.states import (
-    State,
-    StateFormatError,
-    header,
-)
+from synopsis import AttentionState, states
+from synopsis.states import State, StateFormatError, header
 from tests.state_examples import NAMES, STATES, assert_identical
 
 
@@ -169,40 +165,67 @@ def test_lies_about_sizes_allocate_nothing():
         refused(sign(struct.pack("<Q", len(head)) + head + b"\0" * 64))
 
 
-HOSTILE = """
-import json, resource, struct, sys
-from tests.test_hostile_states import StateFormatError, State, sign
+HOSTILE = {
+    "deep lists": "[" * 500_000,
+    "deep objects": '{"a":' * 140_000,
+    "many lists": "[" + "[]," * 320_000 + "[]]",
+    "escapes": '"' + "\\u0041" * 100_000 + '"',
+    "beyond the limit": "[" + "1.5," * 3_000_000 + "1]",
+}
+MOST_MEBIBYTES = 64.0  # that reading a hostile header may cost
+READER = """
+import json, sys
+from pathlib import Path
+from synopsis import states
+from synopsis.attention.resident_memory import measured_call
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def cost_of(file):
+    data = Path(file).read_bytes()
+    def read():
+        try:
+            states.State.deserialize(data)
+        except states.StateFormatError:
+            return
+        sys.exit(f"{file} was read")
+    return measured_call(read)[1] / 2**20
 
-bodies = ["[" * 500_000, '{"a":' * 190_000, "[" + "[]," * 320_000 + "[]]", '"' + "\\\\u0041" * 100_000 + '"']
-before = peak()
-for body in bodies + ["[" + "[]," * 5_500_000 + "[]]"]:
-    text = '{"checksum":"' + "0" * 64 + '","count":0,"format":1,"state":' + body + "}"
-    head = json.dumps({"__metadata__": {"synopsis": text}}).encode()
-    try:
-        State.deserialize(sign(struct.pack("<Q", len(head)) + head))
-    except StateFormatError:
-        continue
-    sys.exit("read")
-print(peak() - before)
+states._MAX_HEADER_BYTES = int(sys.argv[1])
+print(json.dumps({file: cost_of(file) for file in sys.argv[2:]}))
 """
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def test_deep_and_long_headers_cost_little_memory():
-    """16 MB of JSON, half a million brackets: refused, and at most 128 MiB spent on everything together."""
-    root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
+def costs_of_reading(names: list[str], limit: int, folder: Path) -> dict[str, float]:
+    """Mebibytes at the peak of each, in a process of their own, under a limit on the length of a header."""
+    files = {str(folder / name): HOSTILE[name] for name in names}
+    for file, body in files.items():
+        text = '{"checksum":"' + "0" * 64 + '","count":0,"format":1,"state":' + body + "}"
+        head = json.dumps({"__metadata__": {"synopsis": text}}).encode()
+        Path(file).write_bytes(sign(struct.pack("<Q", len(head)) + head))
     done = subprocess.run(
-        [sys.executable, "-c", HOSTILE],
-        env=environment,
+        [sys.executable, "-c", READER, str(limit), *files],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 128
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+@on_linux
+def test_deep_and_long_headers_cost_little_memory(tmp_path):
+    costs = costs_of_reading(list(HOSTILE), states._MAX_HEADER_BYTES, tmp_path)
+    assert len(costs) == len(HOSTILE)
+    assert max(costs.values()) < MOST_MEBIBYTES, costs
+
+
+@on_linux
+def test_the_bound_on_memory_would_notice(tmp_path):
+    """Twelve megabytes of numbers, where no limit on the length of a header keeps them from being parsed."""
+    costs = costs_of_reading(["beyond the limit"], 1 << 40, tmp_path)
+    assert min(costs.values()) > 1.5 * MOST_MEBIBYTES
 
 
 def test_other_kinds_and_versions_are_refused_with_what_was_found():

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self, get_origin
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import register_pytree_node, tree_leaves
 
 FORMAT_VERSION = 1
@@ -229,31 +229,6 @@ def _unflattener(cls: type[State]) -> Callable[[Any, Any], State]:
         return state
 
     return unflatten
-
-
-class Weights:
-    """Tells cheaply whether any weight of a module was written to or replaced: for caches of derived values.
-
-    Args:
-        module: complete, with all its submodules in place.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._tables = [part._parameters for part in module.modules()]
-
-    def version(self) -> tuple[tuple[int, int], ...]:
-        """Equal as long as nothing changed."""
-        weights = (p for table in self._tables for p in table.values() if p is not None)
-        return tuple((p.data_ptr(), p._version) for p in weights)
-
-
-def fingerprint(module: nn.Module, config: dict[str, Any]) -> str:
-    """Sixteen hex digits of the configuration and every weight's bytes: equal only for the same model."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def check_streams(state: State, streams: int) -> None:

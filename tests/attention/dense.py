@@ -33,6 +33,7 @@ def dense_attention(
         allowed = allowed & attn_mask
     elif attn_mask is not None:
         scores = scores + attn_mask
+        allowed = allowed & (attn_mask != -math.inf)
     if is_causal:
         allowed = allowed & (kv_idx <= q_idx)
     if mask_mod is not None:

@@ -18,7 +18,8 @@ from synopsis.attention.biases import (
     compose,
 )
 from synopsis.attention.captured import captured_tensors
-from synopsis.attention.exact import engine, scaled_dot_product_attention
+from synopsis.attention.choice import engine
+from synopsis.attention.exact import scaled_dot_product_attention
 from synopsis.attention.rules import Block, Rules
 from tests.tolerances import FLOAT64
 

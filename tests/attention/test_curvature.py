@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from synopsis.attention.curvature import SecondOrder, double_backward, forward_mode
+from synopsis.attention.cutting import Gradients, Inputs
 from synopsis.attention.dropout import Dropout
 from synopsis.attention.rules import Rules
-from synopsis.attention.tiles import Gradients, Inputs
 from tests.tolerances import FLOAT64
 
 SECOND_ORDER = 10 * FLOAT64  # three products deep, cancelling sums
@@ -510,7 +510,7 @@ MEASURE = """
 import sys, torch
 from synopsis.attention.curvature import double_backward, forward_mode
 from synopsis.attention.rules import Rules
-from synopsis.attention.tiles import Gradients, Inputs
+from synopsis.attention.cutting import Gradients, Inputs
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()

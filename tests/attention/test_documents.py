@@ -5,10 +5,11 @@ from itertools import product
 import pytest
 import torch
 
+from synopsis.attention.cutting import Inputs
 from synopsis.attention.documents import DocumentIds, Documents
 from synopsis.attention.masks import Causal, SlidingWindow
 from synopsis.attention.rules import Block, Rules, Span
-from synopsis.attention.tiles import Inputs, forward
+from synopsis.attention.tiles import forward
 
 
 def called(mask, queries, keys):

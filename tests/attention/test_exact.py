@@ -2,6 +2,7 @@ import functools
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import synopsis
-from synopsis.attention import engine, fused
+from synopsis.attention import cutting, engine, fused
 from synopsis.attention.rules import Rules
 from tests.attention.dense import dense_attention
 from tests.tolerances import FLOAT32, FLOAT64
@@ -53,7 +54,9 @@ def calls(draw):
     if mask == "bool":
         mask = torch.rand(size, generator=generator) > 0.4
     elif mask == "bias":
-        mask = torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
+        never = torch.rand(size, generator=generator) > 0.7
+        mask = torch.randn(size, generator=generator, dtype=torch.float64)
+        mask = mask.masked_fill(never, -math.inf).requires_grad_()
     options = {
         "attn_mask": mask,
         "is_causal": draw(st.booleans()),
@@ -67,11 +70,19 @@ def calls(draw):
     return tensors(*shapes, width, seed=draw(st.integers(0, 99))), options, blocks
 
 
-@given(calls(), st.sampled_from(["auto", "tiles"]))
+@contextmanager
+def heads_at_once(heads, blocks):
+    """So many heads go through a tile together, instead of all that a core's cache can hold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting, "_CACHED", heads * 4 * math.prod(blocks.values()))
+        yield
+
+
+@given(calls(), st.sampled_from(["auto", "tiles"]), st.integers(1, 9))
 @settings(max_examples=150, deadline=None)
-def test_every_combination_is_the_textbook_forward_and_backward(call, name):
+def test_every_combination_is_the_textbook_forward_and_backward(call, name, heads):
     inputs, options, blocks = call
-    with engine(name):
+    with engine(name), heads_at_once(heads, blocks):
         output, lse = attention(*inputs, **options, **blocks, enable_gqa=True, return_lse=True)
     expected, expected_lse = dense_attention(*inputs, **options)
     torch.testing.assert_close(output, expected, rtol=FLOAT64, atol=FLOAT64)
@@ -80,12 +91,16 @@ def test_every_combination_is_the_textbook_forward_and_backward(call, name):
     leaves = [*inputs, *([bias] if bias is not None and bias.requires_grad else [])]
     upstream = torch.randn_like(expected)
     weight = torch.randn_like(expected_lse).masked_fill(expected_lse == -math.inf, 0.0)
-    ours, theirs = (
-        torch.autograd.grad(
-            [o, s.masked_fill(s == -math.inf, 0.0)], leaves, [upstream, weight], allow_unused=True
+    with heads_at_once(heads, blocks):
+        ours, theirs = (
+            torch.autograd.grad(
+                [o, s.masked_fill(s == -math.inf, 0.0)],
+                leaves,
+                [upstream, weight],
+                allow_unused=True,
+            )
+            for o, s in ((output, lse), (expected, expected_lse))
         )
-        for o, s in ((output, lse), (expected, expected_lse))
-    )
     for a, b in zip(ours, theirs, strict=True):
         zero = torch.zeros(()) if b is None else torch.zeros_like(b)
         torch.testing.assert_close(
@@ -149,6 +164,16 @@ def test_masks_and_captured_tensors_have_gradients_of_both_orders():
     assert torch.autograd.gradgradcheck(call, (*inputs, bias, slopes))
 
 
+def test_a_mask_that_a_score_mod_holds_as_well_counts_once_in_each_place():
+    query, key, value = tensors((1, 1, 5, 4), (1, 1, 5, 4), 4)
+    mask = torch.randn(1, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    both = attention(query, key, value, mask, score_mod=lambda s, b, h, i, j: s * mask[b, h, i, j])
+    scores = query @ key.mT / 2
+    expected = (scores * mask + mask).softmax(-1) @ value
+    found, wanted = (torch.autograd.grad(o.square().sum(), mask)[0] for o in (both, expected))
+    torch.testing.assert_close(found, wanted, rtol=GRADIENT, atol=GRADIENT)
+
+
 def test_tensors_named_by_a_score_mod_are_found():
     inputs = tensors((1, 2, 7, 3), (1, 2, 9, 3), 3)
     ours = torch.autograd.grad(attention(*inputs, score_mod=alibi).sum(), slopes)[0]
@@ -185,13 +210,17 @@ def test_rows_that_may_attend_to_nothing(name):
 
 @pytest.mark.parametrize("name", ["auto", "tiles"])
 @pytest.mark.parametrize("where", [0, 1, 2])
-def test_nan_behind_a_mask_reaches_nothing(name, where):
+@pytest.mark.parametrize("kind", ["bool", "additive", "dense additive"])
+def test_nan_behind_a_mask_reaches_nothing(name, where, kind):
     inputs = tensors((1, 2, 20, 4), (1, 2, 20, 4), 4)
     clean = [t.detach().clone().requires_grad_() for t in inputs]
     with torch.no_grad():
         inputs[where][:, :, 13] = math.nan
     mask = torch.ones(20, 20, dtype=torch.bool)
     mask[13], mask[:, 13] = False, False
+    if kind != "bool":
+        mask = torch.zeros(20, 20, dtype=torch.float64).masked_fill(~mask, -math.inf)
+        mask = mask[None, None] if kind == "additive" else mask.expand(1, 2, 20, 20)
     results = []
     for leaves in (inputs, clean):
         with engine(name):

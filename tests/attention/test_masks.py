@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
 from synopsis.attention import masks
+from synopsis.attention.cutting import Inputs
 from synopsis.attention.masks import (
     BlockCausal,
     Causal,
@@ -21,7 +22,7 @@ from synopsis.attention.masks import (
     or_masks,
 )
 from synopsis.attention.rules import Block, Bounded, Rules, Span
-from synopsis.attention.tiles import Inputs, forward
+from synopsis.attention.tiles import forward
 
 LENGTH, STREAMS, HEADS = 24, 3, 2
 small = st.integers(0, 9)

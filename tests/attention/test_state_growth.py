@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synopsis.attention import AttentionState, folding
+from synopsis.attention.rules import Rules
 from synopsis.attention.summary import SoftmaxSummary
 from synopsis.states import StateFormatError
 from tests.tolerances import FLOAT32, FLOAT64
@@ -339,6 +340,15 @@ def test_states_come_back_from_bytes_with_their_scale():
     assert len({s.serialize() for s in more}) == 1
 
 
+@pytest.mark.parametrize("dims", [2, 3, 5])
+def test_any_number_of_leading_dimensions_comes_back_from_bytes(dims):
+    query, key, value = (draw(*(1,) * (dims - 2), n, 3, seed=n) for n in (2, 4, 5))
+    state = AttentionState.empty(query, 3).update(key, value[..., :4, :])
+    back = AttentionState.deserialize(state.serialize())
+    assert torch.equal(back.output, state.output) and torch.equal(back.query, query)
+    assert back.merge(state).count == 8
+
+
 def test_a_scale_that_is_no_number_is_refused():
     state = AttentionState.empty(torch.ones(1, 2, 3), 2)
     summary = SoftmaxSummary.empty((1, 2), 2, torch.empty(0, dtype=torch.float64))
@@ -360,3 +370,35 @@ def test_shapes_that_do_not_fit_are_refused_with_their_sizes():
         state.update(key, value, torch.ones(4, 8, dtype=torch.bool))
     with pytest.raises(ValueError, match="int64"):
         state.update(key, value, attn_mask=torch.ones(4, 9, dtype=torch.int64))
+
+
+def test_what_makes_no_sense_is_refused_with_its_value():
+    query, key, value = problem(14)
+    state = AttentionState.empty(query, 5)
+    with pytest.raises(ValueError, match=r"key must be .* not \(3,\) of torch.float64"):
+        state.update(key[0, 0, 0], value)
+    with pytest.raises(ValueError, match=r"value must be .* of torch.int64"):
+        state.update(key, value.long())
+    with pytest.raises(ValueError, match="value_dim must be at least 0, not -1"):
+        AttentionState.empty(query, -1)
+    with pytest.raises(ValueError, match="scale must be a finite number, not nan"):
+        AttentionState.empty(query, 5, scale=math.nan)
+    with pytest.raises(ValueError, match="0 features, from which no scale follows"):
+        AttentionState.empty(query[..., :0], 5)
+    with pytest.raises(ValueError, match="count must be at least 0, not -3"):
+        AttentionState.from_output(query, query[..., 0], count=-3)
+    with pytest.raises(ValueError, match=r"rules have scale 1.0, the state 0.57735"):
+        state.fold(key, value, Rules(scale=1.0))
+
+
+def test_states_that_do_not_merge_say_what_differs():
+    query = draw(1, 2, 3)
+    state = AttentionState.empty(query, 5)
+    with pytest.raises(ValueError, match=r"scales are 0.57735.* and 0.25"):
+        state.merge(AttentionState.empty(query, 5, scale=0.25))
+    with pytest.raises(ValueError, match=r"shapes are \(1, 2, 3\) and \(1, 2, 4\)"):
+        state.merge(AttentionState.empty(draw(1, 2, 4), 5, scale=state.scale))
+    with pytest.raises(ValueError, match=r"they are up to 0.5 apart"):
+        state.merge(AttentionState.empty(query + 0.5, 5))
+    with pytest.raises(ValueError, match=r"dtypes are torch.float64 and torch.float32"):
+        state.merge(AttentionState.empty(query.float(), 5))

@@ -15,7 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synopsis.attention import AttentionState
+import synopsis
+from synopsis.attention import AttentionState, fused, tiles
 from synopsis.attention.reading_ahead import ReadAhead
 from synopsis.attention.rules import Rules
 from synopsis.attention.stream import Stream, streaming_attention
@@ -189,11 +190,102 @@ def test_what_cannot_be_differentiated_says_so():
     blocks.pop()
     with pytest.raises(RuntimeError, match="the second pass gave 4 keys, the first 9"):
         output.sum().backward()
-    (first,) = torch.autograd.grad(
-        streaming_attention(query, blocks).square().sum(), query, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+
+
+@pytest.mark.parametrize("which", ["query", "captured", "upstream"])
+def test_second_derivatives_of_a_stream_are_refused_by_name(which):
+    query, key, value = problem(6)
+    query.requires_grad_()
+    slope = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    upstream = draw(2, 4, 4, 5, seed=3).requires_grad_()
+    output = streaming_attention(query, pieces(key, value, [4, 5]), score_mod=alibi(slope))
+    first = torch.autograd.grad(output, (query, slope), upstream, create_graph=True)
+    wanted = {"query": query, "captured": slope, "upstream": upstream}[which]
+    for each in first:
+        with pytest.raises(NotImplementedError, match="stream of constant keys has first derivati"):
+            torch.autograd.grad(each.sum(), wanted, retain_graph=True)
+
+
+def test_streams_whose_blocks_all_want_a_gradient_have_second_derivatives():
+    inputs = [t[:1, :2, :3].requires_grad_() for t in problem(6, heads=(2, 2))]
+
+    def attend(query, key, value):
+        return streaming_attention(query, pieces(key, value, [1, 2]), is_causal=True)
+
+    assert torch.autograd.gradgradcheck(attend, inputs)
+
+
+def test_transforms_of_torch_func_over_a_stream():
+    query, key, value = problem(8)
+    blocks = pieces(key, value, [4, 5])
+    weights = draw(2, 4, 4, 5, seed=9)
+
+    def streamed(query):
+        return (streaming_attention(query, blocks, mask_mod=sparse) * weights).sum()
+
+    def textbook(query):
+        right = dense(query, key, value, allowed=lambda i, j: (i + 2 * j) % 3 > 0)[0]
+        return (right * weights).sum()
+
+    for engine in ("auto", "tiles"):
+        with synopsis.attention.engine(engine):
+            found = torch.func.grad(streamed)(query)
+            _, tangent = torch.func.jvp(streamed, (query,), (draw(*query.shape, seed=4),))
+        torch.testing.assert_close(found, torch.func.grad(textbook)(query), **EXACT)
+        expected = (found * draw(*query.shape, seed=4)).sum()
+        torch.testing.assert_close(tangent, expected, **EXACT)
+
+
+def calls_of(monkeypatch):
+    """Names of the engines' functions as they are called."""
+    seen = []
+
+    def spied(whole, label):
+        def spy(*arguments):
+            seen.append(label)
+            return whole(*arguments)
+
+        return spy
+
+    for label, engine in (("fused", fused), ("tiles", tiles)):
+        for name in ("forward", "backward"):
+            monkeypatch.setattr(engine, name, spied(getattr(engine, name), (label, name)))
+    return seen
+
+
+@pytest.mark.parametrize("name", ["tiles", "fused"])
+def test_a_forced_engine_holds_forward_and_backward(name, monkeypatch):
+    """In the backward pass too, which is begun after the ``with`` block has ended."""
+    query, key, value = problem(3, heads=(4, 4))
+    value = value[..., :3]
+    blocks, seen = pieces(key, value, [4, 5]), calls_of(monkeypatch)
+    query.requires_grad_()
+    with synopsis.attention.engine(name):
+        output = streaming_attention(query, blocks)
+        state = AttentionState.empty(query, 3).update(key, value)
+    assert seen == [(name, "forward")] * 3
+    seen.clear()
+    (found,) = torch.autograd.grad(output.square().sum(), query)
+    assert seen == [(name, "backward")] * 2
+    right = dense(query, key, value)[0]
+    torch.testing.assert_close(state.output, right, **EXACT)
+    (wanted,) = torch.autograd.grad(right.square().sum(), query)
+    torch.testing.assert_close(found, wanted, **EXACT)
+
+
+def test_a_forced_engine_that_cannot_says_so():
+    query, key, value = problem(3)  # values are wider than keys
+    blocks = pieces(key, value, [4, 5])
+    spoilt = key.clone()
+    spoilt[..., 0, :] = math.nan
+    bias = torch.zeros(9, dtype=torch.float64)
+    with synopsis.attention.engine("fused"):
+        with pytest.raises(ValueError, match="fused engine cannot take this"):
+            streaming_attention(query, blocks)
+        with pytest.raises(ValueError, match="fused engine cannot take this"):
+            AttentionState.empty(query, 3).update(spoilt, value[..., :3], attn_mask=bias)
+        streaming_attention(query, [(key[:, :, :0], value[:, :, :0])])
+    assert streaming_attention(query, blocks).isfinite().all()
 
 
 def test_states_after_each_block_go_on_from_a_state():
@@ -329,7 +421,7 @@ def test_blocks_that_do_not_fit_are_refused(block, message):
 
 def test_later_blocks_of_another_width_are_refused():
     blocks = [(torch.ones(2, 4), torch.ones(2, 5)), (torch.ones(2, 4), torch.ones(2, 6))]
-    with pytest.raises(ValueError, match="value has 6 features; the state was made for 5"):
+    with pytest.raises(ValueError, match="the block from key 2 on: value has 6 features"):
         streaming_attention(torch.ones(3, 4), blocks)
 
 

@@ -109,6 +109,17 @@ def test_parts_made_apart_merge_into_the_whole(arrays):
     assert (found["kind"], found["count"]) == ("attention", 60)
 
 
+def test_parts_of_one_head_merge_too(arrays):
+    for name in ("q", "k0", "k1", "v0", "v1"):
+        np.save(f"{name}.npy", np.load(f"{name}.npy")[0])
+    for i in (0, 1):
+        assert attend("--state", f"p{i}", keys=[f"k{i}.npy"], values=[f"v{i}.npy"]).exit_code == 0
+    result = run("merge", "p0", "p1", "--output", "o.npy")
+    assert result.exit_code == 0, result.output
+    expected = dense(*(arrays[name][:1] for name in "qkv"))[0][0]
+    np.testing.assert_allclose(np.load("o.npy"), expected.numpy(), rtol=1e-10)
+
+
 def test_states_that_do_not_merge(arrays):
     assert attend("--state", "a").exit_code == 0
     assert attend("--state", "b", "--scale", 1.0).exit_code == 0
@@ -130,12 +141,15 @@ def test_states_that_do_not_merge(arrays):
     assert not Path("c").exists()
 
 
-@pytest.mark.parametrize("kind", ["cut", "gone", "width", "heads", "length", "int", "values"])
+@pytest.mark.parametrize(
+    "kind", ["cut", "gone", "width", "heads", "batch", "length", "int", "values"]
+)
 def test_files_that_do_not_fit_are_one_line_and_nothing_is_written(arrays, kind):
     k = np.load("k.npy")
     change = {
         "width": k[..., :3],
         "heads": np.concatenate([k, k[:1]]),
+        "batch": k[None],
         "length": k[:, :59],
         "int": k.astype(int),
     }
@@ -143,13 +157,16 @@ def test_files_that_do_not_fit_are_one_line_and_nothing_is_written(arrays, kind)
         np.save("k.npy", change[kind])
     if kind == "heads":
         np.save("v.npy", np.concatenate([np.load("v.npy")] * 2)[:3])
+    if kind == "batch":
+        np.save("v.npy", np.load("v.npy")[None])
     if kind == "cut":
         Path("k.npy").write_bytes(Path("k.npy").read_bytes()[:-1])
     message = {
         "cut": "k.npy: is cut short",
         "gone": "gone.npy: No such file",
         "width": "k.npy: has 3 features but q.npy has 4; they must agree",
-        "heads": "query has 2 heads, key 3, value 3",
+        "heads": "k.npy: has 3 heads but q.npy has 2; those of keys must divide",
+        "batch": "k.npy: has 4 dimensions; (heads, length, dim) at most",
         "length": "v.npy: its shape (2, 60, 3) and that of k.npy, (2, 59, 4)",
         "int": "k.npy: holds int64",
         "values": "1 files of keys came with 2 of values",
@@ -188,10 +205,24 @@ def test_numbers_that_no_query_may_see_do_not_matter(arrays):
         (["--out", "gone/o.npy"], "there is no folder gone"),
         (["--state", "gone/s"], "there is no folder gone"),
         (["--out", "o.npy", "--state", "o.npy"], "--out and --state both name o.npy"),
+        (["--out", "folder.npy"], "folder.npy: is a folder; the result needs the name of a file"),
+        (["--state", "folder.npy"], "folder.npy: is a folder"),
+        (["--out", "q.npy"], "q.npy: is read as q.npy; the result needs another file"),
+        (["--state", "linked"], "linked: is read as v.npy"),
+        (["--out", "o.safetensors"], "o.safetensors: is read as o.safetensors:v"),
     ],
 )
 def test_results_without_a_place(arrays, options, message):
-    assert_one_line_error(attend(*options), message)
+    Path("folder.npy").mkdir()
+    Path("linked").symlink_to("v.npy")
+    before = {file: file.read_bytes() for file in Path().iterdir() if file.is_file()}
+    values = ["v.npy"]
+    if "o.safetensors" in options:
+        safetensors.torch.save_file({"v": arrays["v"]}, "o.safetensors")
+        before[Path("o.safetensors")] = Path("o.safetensors").read_bytes()
+        values = ["o.safetensors:v"]
+    assert_one_line_error(attend(*options, values=values), message)
+    assert all(file.read_bytes() == data for file, data in before.items())
 
 
 def test_queries_that_do_not_fit(arrays):

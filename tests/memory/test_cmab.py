@@ -264,3 +264,11 @@ def test_sums_that_are_not_float64_cannot_be_read():
     )
     with pytest.raises(ValueError):
         State.deserialize(bad.serialize())
+
+
+def test_frozen_latents_keep_no_graph_of_the_weights_that_learn():
+    memory = CMAB(dim=8, latents=3, heads=2, feedforward=16)
+    memory.latents.requires_grad_(False)
+    x, asked = torch.randn(1, 5, 8), torch.randn(1, 2, 8)
+    for _ in range(2):  # a kept graph would be freed by the first backward
+        memory.read(memory.update(memory.init((1,)), x), asked).sum().backward()

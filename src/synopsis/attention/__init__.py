@@ -2,7 +2,8 @@
 
 from synopsis.attention import biases, fused, masks
 from synopsis.attention.blockwise import BlockwiseTransformerLayer
-from synopsis.attention.exact import engine, scaled_dot_product_attention
+from synopsis.attention.choice import engine
+from synopsis.attention.exact import scaled_dot_product_attention
 from synopsis.attention.state import AttentionState
 from synopsis.attention.stream import streaming_attention
 from synopsis.attention.summary import SoftmaxSummary

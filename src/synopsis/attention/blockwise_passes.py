@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from synopsis.attention import exact
+from synopsis.attention import choice
+from synopsis.attention.cutting import Inputs, Wanted
 from synopsis.attention.differentiation import Engine
 from synopsis.attention.rules import Bounded, Rules, Span
-from synopsis.attention.tiles import Inputs, Wanted
 
 
 class Weights(NamedTuple):
@@ -231,8 +231,7 @@ def _from_head(rules: Rules, first: int) -> Rules:
 
 def _engine(inputs: Inputs, rules: Rules) -> tuple[Engine, tuple[int, int]]:
     """What computes attention, and its tiles."""
-    chosen = exact._choose(exact._ENGINE.get(), inputs, rules)
-    return chosen, exact._plan(inputs, rules, (None, None), None)
+    return choice.present()(inputs, rules), choice.plan(inputs, rules, (None, None), None)
 
 
 def split(x: Tensor, heads: int) -> Float[Tensor, "batch heads length width"]:

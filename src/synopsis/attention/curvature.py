@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from synopsis.attention.cutting import Gradients, Inputs
 from synopsis.attention.forward_mode import Linearization, Tile, forward_mode
 from synopsis.attention.rules import Block, Rules
-from synopsis.attention.tiles import Gradients, Inputs
 
 __all__ = ["SecondOrder", "double_backward", "forward_mode"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from synopsis.attention import curvature
+from synopsis.attention.cutting import Gradients, Inputs, Wanted, surely_finite
 from synopsis.attention.rules import Rules
-from synopsis.attention.tiles import Gradients, Inputs, Wanted
 
 
 class Engine(Protocol):
@@ -52,9 +52,14 @@ class Call:
     reference: Engine
     blocks: tuple[int, int]
 
-    def with_bias(self, bias: Tensor | None) -> "Call":
-        """The same call with another additive mask."""
-        return replace(self, rules=self.rules.with_bias(bias))
+    def on(self, inputs: Inputs, bias: Tensor | None) -> "Call":
+        """The same call with this additive mask, guarded where scores may not be finite."""
+        if bias is None:
+            return self
+        rules = self.rules.with_bias(bias)
+        if not all(map(surely_finite, inputs)):
+            rules = replace(rules, guarded=True)
+        return replace(self, rules=rules)
 
     @property
     def folds(self) -> bool:
@@ -75,7 +80,8 @@ class _Attention(Function):
     def forward(
         query: Tensor, key: Tensor, value: Tensor, bias: Any, call: Call, *_: Tensor
     ) -> Any:
-        call, inputs = call.with_bias(bias), Inputs(query, key, value)
+        inputs = Inputs(query, key, value)
+        call = call.on(inputs, bias)
         return call.choose(inputs, call.rules).forward(inputs, call.rules, call.blocks)
 
     @staticmethod
@@ -118,7 +124,7 @@ class _Backward(Function):
     @staticmethod
     def forward(*arguments: Any) -> Any:
         saved = _Saved(*arguments[:10])
-        call = saved.call.with_bias(saved.bias)
+        call = saved.call.on(saved.inputs, saved.bias)
         wanted = saved.wanted
         special = saved.grad_lse is not None or any(wanted)
         engine = call.reference if special else call.choose(saved.inputs, call.rules)
@@ -168,7 +174,8 @@ class _ForwardMode(Function):
     def forward(*arguments: Any) -> Any:
         query, key, value, bias, output, lse = arguments[:6]
         call, directions = arguments[10], _gathered((*arguments[6:10], *arguments[11:]))
-        rules, inputs = call.rules.with_bias(bias), Inputs(query, key, value)
+        inputs = Inputs(query, key, value)
+        rules = call.on(inputs, bias).rules
         return curvature.forward_mode(inputs, rules, output, lse, directions, call.blocks)
 
     @staticmethod
@@ -192,7 +199,7 @@ class _DoubleBackward(Function):
         saved, cotangents = _Saved(*arguments[:10]), _gathered(arguments[10:])
         found = curvature.double_backward(
             saved.inputs,
-            saved.call.rules.with_bias(saved.bias),
+            saved.call.on(saved.inputs, saved.bias).rules,
             saved.output,
             saved.lse,
             saved.grad_output,

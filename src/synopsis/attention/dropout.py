@@ -6,6 +6,7 @@ machines, and the backward pass needs to remember the seed alone. The hash is a 
 combination.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,27 +29,54 @@ class Dropout:
     p: float
     seed: int
 
+    @property
+    def gain(self) -> float:
+        """What a kept weight is multiplied by, 1/(1 − p)."""
+        return 1.0 / (1.0 - self.p)
+
     def factors(
         self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Float[Tensor, "batch heads queries keys"]:
         """0 or 1/(1 − p) for each pair, float32."""
-        keep = self.bits(b, h, q_idx, kv_idx) >= self._threshold
-        return keep.float().mul_(1.0 / (1.0 - self.p))
+        return self.kept(b, h, q_idx, kv_idx).neg_().float().mul_(self.gain)
 
-    def bits(
-        self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
+    def kept(
+        self,
+        b: Tensor,
+        h: Tensor,
+        q_idx: Tensor,
+        kv_idx: Tensor,
+        scratch: Int[Tensor, "2 pairs"] | None = None,
     ) -> Int[Tensor, "batch heads queries keys"]:
-        """Uniform signed 32-bit numbers, one per pair."""
+        """−1, all bits set, for the pairs that are kept and 0 for the others.
+
+        Everything is integer arithmetic in place: comparing to bool and back costs more than the whole hash.
+
+        Args:
+            b: batch indices, broadcasting with the others.
+            h: head indices.
+            q_idx: query indices.
+            kv_idx: key indices.
+            scratch: int32 memory to work and answer in.
+        """
         low, high = (_signed(self.seed >> shift) for shift in (0, 32))
         rows = _mix(_mix(_mix(b.int() ^ low) + h.int() * _GOLDEN ^ high) + q_idx.int() * _GOLDEN)
         columns = _mix(kv_idx.int() * _GOLDEN ^ high)
-        pairs = (rows ^ columns).mul_(_FIRST)
-        pairs ^= (pairs >> 15) & 0x1FFFF
-        return pairs.mul_(_SECOND)
+        shape = torch.broadcast_shapes(rows.shape, columns.shape)
+        size = math.prod(shape)
+        if scratch is None:
+            scratch = torch.empty(2, size, dtype=torch.int32, device=b.device)
+        pairs, shifted = (buffer[:size].view(shape) for buffer in scratch)
+        torch.bitwise_xor(rows, columns, out=pairs).mul_(_FIRST)
+        torch.bitwise_right_shift(pairs, 15, out=shifted).bitwise_and_(0x1FFFF)
+        pairs.bitwise_xor_(shifted).mul_(_SECOND)
+        # 31 bits are enough, and their difference to a threshold has a sign
+        return pairs.bitwise_right_shift_(1).neg_().add_(self._threshold).bitwise_right_shift_(31)
 
     @property
     def _threshold(self) -> int:
-        return int(self.p * 2**32) - 2**31
+        """Bits above it are kept: p of the 2³¹ values are at most this."""
+        return round(self.p * 2**31) - 2**30 - 1
 
 
 def _mix(x: Tensor) -> Tensor:

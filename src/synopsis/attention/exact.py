@@ -1,53 +1,18 @@
-"""Exact softmax attention in memory that does not grow with the sequence.
-
-One function, two engines behind it: torch's fused kernel where it may be trusted, and tiles of plain torch operations,
-which can do everything and are the reference.
-
-| engine | takes | leaves to the tiles |
-|---|---|---|
-| fused | plain and causal attention, boolean and additive masks, ``mask_mod``, grouped heads; float16 to float64 | gradients of masks and of the log-sum-exp, ``score_mod``, dropout, value width ≠ key width, NaN and infinities behind masks |
-| tiles | everything | nothing |
-"""  # noqa: E501
+"""Exact softmax attention in memory that does not grow with the sequence: one function, engines behind it."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
 from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from synopsis.attention import fused, tiles
-from synopsis.attention.differentiation import Call, Engine, attend, workspace
+from synopsis.attention import choice, tiles
+from synopsis.attention.cutting import Inputs
+from synopsis.attention.differentiation import Call, attend
 from synopsis.attention.dropout import Dropout, fresh_seed
 from synopsis.attention.layouts import mask_of
 from synopsis.attention.rules import MaskMod, Rules, ScoreMod
-from synopsis.attention.tiles import Inputs
-
-EngineName = Literal["auto", "tiles", "fused"]
-_ENGINE: ContextVar[EngineName] = ContextVar("engine", default="auto")
-_TILE_BYTES = 1 << 24  # scores held at once by default: 16 MiB
-_BLOCKS = (256, 512)  # queries and keys of a tile, where that fits
-_SMALLEST = (16, 16)
-
-
-@contextmanager
-def engine(name: EngineName) -> Iterator[None]:
-    """Force an engine inside a ``with`` block.
-
-    Args:
-        name: ``"tiles"``, ``"fused"`` (ValueError from a call that it cannot take) or ``"auto"``.
-    """
-    if name not in ("auto", "tiles", "fused"):
-        raise ValueError(f"unknown engine {name!r}; there are auto, tiles and fused")
-    token = _ENGINE.set(name)
-    try:
-        yield
-    finally:
-        _ENGINE.reset(token)
 
 
 @overload
@@ -142,7 +107,7 @@ def scaled_dot_product_attention(  # type: ignore[misc]  # noqa: PLR0913  (torch
         query_offset=query_offset,
         dropout=_dropout(dropout_p, dropout_seed),
     )
-    blocks = _plan(inputs, rules, (query_block, key_block), max_bytes)
+    blocks = choice.plan(inputs, rules, (query_block, key_block), max_bytes)
     output, lse = _attend(inputs, rules, blocks)
     shape = (*batch, inputs.query.shape[1]) if query.dim() > 2 else ()
     output = output.reshape(*shape, *output.shape[2:])
@@ -151,15 +116,7 @@ def scaled_dot_product_attention(  # type: ignore[misc]  # noqa: PLR0913  (torch
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # loops over blocks, with looks at values: one graph break
 def _attend(inputs: Inputs, rules: Rules, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    return attend(inputs, Call(rules, partial(_choose, _ENGINE.get()), tiles, blocks))
-
-
-def _choose(name: EngineName, inputs: Inputs, rules: Rules) -> Engine:
-    """Chosen where the tensors are plain: inside autograd's and torch.func's functions, not around them."""
-    suits = name != "tiles" and fused.suits(inputs, rules)
-    if name == "fused" and not suits:
-        raise ValueError("the fused engine cannot take this call; use auto or tiles")
-    return fused if suits else tiles
+    return attend(inputs, Call(rules, choice.present(), tiles, blocks))
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
@@ -224,34 +181,3 @@ def _dropout(p: float, seed: int | None) -> Dropout | None:
     if p == 0.0:
         return None
     return Dropout(p, fresh_seed() if seed is None else seed)
-
-
-def _plan(
-    inputs: Inputs, rules: Rules, asked: tuple[int | None, int | None], max_bytes: int | None
-) -> tuple[int, int]:
-    """Queries and keys of a tile: as asked, else as large as the budget allows."""
-    for name, size in zip(("query_block", "key_block"), asked, strict=True):
-        if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1, not {size}")
-    rows = inputs.query.shape[0] * inputs.query.shape[1]
-    itemsize = torch.promote_types(inputs.query.dtype, torch.float32).itemsize
-    blocks = [size or default for size, default in zip(asked, _BLOCKS, strict=True)]
-    blocks = [max(1, min(b, n)) for b, n in zip(blocks, _lengths(inputs), strict=True)]
-    budget = max_bytes if max_bytes is not None else 2 * _TILE_BYTES
-    while workspace(rules, rows, (blocks[0], blocks[1]), itemsize) > budget:
-        free = [i for i in (1, 0) if asked[i] is None and blocks[i] > _SMALLEST[i]]
-        if not free:
-            break
-        largest = max(free, key=lambda i: blocks[i] / _BLOCKS[i])
-        blocks[largest] = max(_SMALLEST[largest], blocks[largest] // 2)
-    needed = workspace(rules, rows, (blocks[0], blocks[1]), itemsize)
-    if max_bytes is not None and needed > max_bytes:
-        raise ValueError(
-            f"tiles of {blocks[0]} × {blocks[1]} for {rows} heads take {needed} bytes; "
-            f"max_bytes is {max_bytes}"
-        )
-    return blocks[0], blocks[1]
-
-
-def _lengths(inputs: Inputs) -> tuple[int, int]:
-    return inputs.query.shape[2], inputs.key.shape[2]

@@ -1,28 +1,28 @@
 """One piece of keys and values into a summary, under any rules.
 
 Small pieces take a few plain operations, which autograd, ``torch.func`` and ``torch.compile`` see through. Large ones
-go to the engines of :mod:`synopsis.attention.exact`, whose memory is bounded forward and backward.
+go to the engines of :mod:`synopsis.attention.choice`, whose memory is bounded forward and backward.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from synopsis.attention import differentiation, fused, tiles
+from synopsis.attention import choice, differentiation, tiles
+from synopsis.attention.cutting import Inputs
 from synopsis.attention.rules import Block, Rules
 from synopsis.attention.summary import SoftmaxSummary
-from synopsis.attention.tiles import Inputs
 
-_PLAIN_SCORES = (
-    1 << 18
-)  # scores of a piece up to which plain operations are quicker, and small enough to keep
+Choice = Callable[[Inputs, Rules], differentiation.Engine]
+
+_PLAIN_SCORES = 1 << 18  # scores of a piece that plain operations do quicker, and that may be kept
 _KEYS = 1024  # of a block of plain operations, at least
 _CONVERTED = 8192  # keys whose conversion to another dtype is held at once
-_TILE = (256, 512)  # queries and keys of a tile, for each of
+_TILE = (512, 256)  # queries and keys of a tile, for each of
 _TILE_SCORES = 1 << 21  # scores in all heads together
 
 
@@ -37,9 +37,7 @@ def summarise(inputs: Inputs, rules: Rules) -> SoftmaxSummary:
         A summary with rows ``(batch, heads, queries)``.
     """
     batch, heads, length, _ = inputs.query.shape
-    if (
-        rules.are_plain and not rules.is_causal
-    ):  # nothing looks at positions: any rows may be stacked
+    if _looks_nowhere(rules):
         stacked = Inputs(_stack(inputs.query, inputs.key), inputs.key, inputs.value)
         return _unstack(_fold(stacked, rules), inputs, (batch, heads, length))
     key, value = (t.expand(batch, *t.shape[1:]) for t in (inputs.key, inputs.value))
@@ -75,15 +73,24 @@ def tile_of(inputs: Inputs) -> tuple[int, int]:
     return queries, keys
 
 
-def chosen_engine(inputs: Inputs, rules: Rules) -> differentiation.Engine:
-    """The fused kernel wherever it may be trusted, else tiles."""
-    return fused if fused.suits(inputs, rules) else tiles
+def engine_choice() -> Choice:
+    """Which engine takes a piece, as :func:`synopsis.attention.engine` says at this moment."""
+    return choice.present()
+
+
+def _is_forced() -> bool:
+    return choice.is_forced()
+
+
+def _looks_nowhere(rules: Rules) -> bool:
+    """Whether no rule looks at positions, so that any rows may be stacked."""
+    return rules.are_plain and not rules.is_causal
 
 
 def _fold(inputs: Inputs, rules: Rules) -> SoftmaxSummary:
     rows = tuple(inputs.query.shape[:3])
     scores = math.prod(rows) * inputs.key.shape[2]
-    small = scores <= _PLAIN_SCORES or torch.compiler.is_compiling()
+    small = torch.compiler.is_compiling() or (scores <= _PLAIN_SCORES and not _is_forced())
     total: SoftmaxSummary | None = None
     for _, piece, its_rules in converted(inputs, rules):
         for part in _plain(piece, its_rules) if small else _engine(piece, its_rules):
@@ -95,10 +102,12 @@ def _fold(inputs: Inputs, rules: Rules) -> SoftmaxSummary:
 
 
 def _engine(inputs: Inputs, rules: Rules) -> Iterator[SoftmaxSummary]:
+    choose = engine_choice()
     if rules.bias is not None and not all(map(_is_finite, inputs)):  # NaN + (−∞) is NaN in a tile
+        choose(inputs, rules)  # raises what a forced engine has to say
         yield from _plain(inputs, rules)
         return
-    call = differentiation.Call(rules, chosen_engine, tiles, tile_of(inputs))
+    call = differentiation.Call(rules, choose, tiles, tile_of(inputs))
     yield SoftmaxSummary.from_output(*differentiation.attend(inputs, call))
 
 
@@ -116,7 +125,7 @@ def _plain_block(inputs: Inputs, rules: Rules, keys: slice) -> SoftmaxSummary:
         batch, inputs.key.shape[1], -1, inputs.query.shape[-1]
     )
     key, value = inputs.key[:, :, keys], inputs.value[:, :, keys]
-    if rules.are_plain and not rules.is_causal:
+    if _looks_nowhere(rules):
         summary = SoftmaxSummary.of(query @ key.mT, value)
     else:
         block = Block(slice(0, length), keys)

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from synopsis.attention.cutting import Gradients, Inputs, Tiles
 from synopsis.attention.rules import Block, Rules
-from synopsis.attention.tiles import Gradients, Inputs, Tiles
 
 
 def forward_mode(

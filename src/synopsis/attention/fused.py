@@ -9,7 +9,7 @@ a time.
 
 import math
 from collections.abc import Iterator
-from functools import cache, reduce
+from functools import cache
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -17,10 +17,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from synopsis.attention.cutting import Gradients, Inputs, Wanted, surely_finite
 from synopsis.attention.rules import Block, Rules
 from synopsis.attention.summary import SoftmaxSummary
-from synopsis.attention.tiles import Gradients, Inputs, Wanted
 
 _PROBE_ERROR = 1e-5
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -34,12 +35,14 @@ class Piece(NamedTuple):
         keys: of the rectangle.
         causal: only pairs on and below the rectangle's diagonal.
         mask: added to the scores, or None.
+        reach: the mask's largest value for each query; −∞ for one that may attend to nothing.
     """
 
     queries: slice
     keys: slice
     causal: bool = False
     mask: Tensor | None = None
+    reach: Tensor | None = None
 
 
 def fused_summary(
@@ -54,6 +57,8 @@ def fused_summary(
 
 def applies(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the kernel may be used: on a processor, at least one pair, equal widths, nothing to differentiate."""
+    if forward_ad._current_level >= 0:  # it has no forward mode
+        return False
     wants = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
     return not wants and fits(Inputs(query, key, value))
 
@@ -75,7 +80,7 @@ def suits(inputs: Inputs, rules: Rules) -> bool:
     if rules.score_mod is not None or rules.dropout is not None or not fits(inputs):
         return False
     unmasked = rules.are_plain and not rules.is_causal
-    return unmasked or all(bool(t.sum(dtype=torch.float32).isfinite()) for t in inputs)
+    return unmasked or all(map(surely_finite, inputs))
 
 
 @cache
@@ -97,13 +102,25 @@ def forward(inputs: Inputs, rules: Rules, blocks: tuple[int, int]) -> tuple[Tens
     """Output and log-sum-exp, as :func:`synopsis.attention.tiles.forward`."""
     whole = _whole(inputs, rules)
     if whole is not None:
-        return _forward(inputs, rules.scale, whole)
+        return _seen(inputs, rules.scale, whole)
     output = torch.zeros_like(inputs.query, memory_format=torch.contiguous_format)
     lse = inputs.query.new_full(inputs.query.shape[:-1], -math.inf, dtype=_sums(inputs))
     for queries, group in groupby(_pieces(inputs, rules, blocks), key=attrgetter("queries")):
-        summaries = (_summary(inputs, rules.scale, piece) for piece in group)
-        total = reduce(SoftmaxSummary.merge, summaries)
-        output[:, :, queries], lse[:, :, queries] = total.output, total.lse
+        parts = (_seen(_cut(inputs, piece), rules.scale, piece) for piece in group)
+        output[:, :, queries], lse[:, :, queries] = _joined(parts, _sums(inputs))
+    return output, lse
+
+
+def _joined(parts: Iterator[tuple[Tensor, Tensor]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One (output, lse) of all: what a merge of summaries (lse, 1, output) gives, with fewer passes over outputs."""
+    output, lse = next(parts)
+    output = output.to(dtype)
+    for theirs, their_lse in parts:
+        total = torch.logaddexp(lse, their_lse)
+        pivot = total.masked_fill(total == -math.inf, 0.0)  # nothing joined with nothing is nothing
+        output = output.mul_((lse - pivot).exp_().unsqueeze(-1))
+        output.addcmul_(theirs.to(dtype), (their_lse - pivot).exp_().unsqueeze(-1))
+        lse = total
     return output, lse
 
 
@@ -137,11 +154,21 @@ def backward(
 def _whole(inputs: Inputs, rules: Rules) -> Piece | None:
     """The one piece of plain attention, and of causal attention where queries and keys begin and end together."""
     queries, keys = slice(0, inputs.query.shape[2]), slice(0, inputs.key.shape[2])
+    bias = rules.bias
+    if bias is not None and _is_all(bias, inputs, rules):
+        return Piece(queries, keys, mask=bias, reach=bias.amax(-1))
     if not rules.are_plain:
         return None
     if not rules.is_causal:
         return Piece(queries, keys)
     return Piece(queries, keys, causal=True) if rules.is_aligned and queries == keys else None
+
+
+def _is_all(bias: Tensor, inputs: Inputs, rules: Rules) -> bool:
+    """Whether an additive mask of full size is the only rule: the kernel then reads it where it lies."""
+    size = (inputs.query.shape[2], inputs.key.shape[2])
+    alone = not rules.is_causal and rules.mask_mod is None
+    return alone and bias.shape[2:] == size and bias.dtype == _of_mask(inputs.query)
 
 
 def _pieces(inputs: Inputs, rules: Rules, blocks: tuple[int, int]) -> Iterator[Piece]:
@@ -177,8 +204,9 @@ def _masked(inputs: Inputs, rules: Rules, blocks: tuple[int, int]) -> Iterator[P
             if start is not None:
                 yield Piece(queries, slice(start, block.keys.start))
                 start = None
-            if not bool((mask == -math.inf).all()):
-                yield Piece(queries, block.keys, mask=mask)
+            reach = mask.amax(-1)
+            if not bool(reach.amax() == -math.inf):
+                yield Piece(queries, block.keys, mask=mask, reach=reach)
         if start is not None:
             yield Piece(queries, slice(start, row[-1].keys.stop))
 
@@ -188,23 +216,25 @@ def _additive(
 ) -> Float[Tensor, "#batch #heads queries keys"] | None:
     """All masks of a block as one that is added; None when there is nothing to add."""
     allowed, bias = rules.allowed(block, shape, like.device), rules.bias_of(block)
-    if bias is None and (allowed is None or bool(allowed.all())):
+    if allowed is None and bias is None:
         return None
     size = (block.queries.stop - block.queries.start, block.keys.stop - block.keys.start)
-    mask = torch.zeros(size, dtype=_of_mask(like)) if bias is None else bias.to(_of_mask(like))
-    if allowed is not None:
-        mask = mask.masked_fill(~allowed, -math.inf)
-    mask = mask.expand(torch.broadcast_shapes(mask.shape, (1, 1, *size)))
-    return mask.contiguous()
+    zero, never = torch.tensor([0.0, -math.inf], dtype=_of_mask(like))
+    bias = None if bias is None else bias.to(_of_mask(like))
+    mask = zero if bias is None else bias
+    mask = mask if allowed is None else torch.where(allowed, mask, never)
+    if bias is None and bool(mask.amin() == 0):
+        return None
+    return mask.expand(torch.broadcast_shapes(mask.shape, (1, 1, *size))).contiguous()
 
 
-def _summary(inputs: Inputs, scale: float, piece: Piece) -> SoftmaxSummary:
-    output, lse = _forward(_cut(inputs, piece), scale, piece)
-    some = torch.ones_like(lse)
-    if piece.mask is not None:  # the kernel says lse 0 for a row that may attend to nothing
-        none = (piece.mask == -math.inf).all(-1).expand_as(lse)
-        lse, some = lse.masked_fill(none, -math.inf), some.masked_fill(none, 0.0)
-    return SoftmaxSummary(lse, some, output.to(_sums(inputs)))
+def _seen(inputs: Inputs, scale: float, piece: Piece) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of a piece; the kernel says lse 0 for a row that may attend to nothing."""
+    output, lse = _forward(inputs, scale, piece)
+    if piece.reach is None or bool(piece.reach.amin() > -math.inf):
+        return output, lse
+    blind = (piece.reach == -math.inf).expand_as(lse)
+    return output.masked_fill_(blind.unsqueeze(-1), 0.0), lse.masked_fill_(blind, -math.inf)
 
 
 def _cut(inputs: Inputs, piece: Piece) -> Inputs:

@@ -5,6 +5,7 @@ rules see: query i stands at i + query_offset, key j at j + key_offset, and caus
 beyond the query's.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -74,6 +75,8 @@ class Rules:
         query_offset: position of the first query.
         key_offset: position of the first key.
         dropout: of the normalised weights, or None.
+        first: index of the first batch entry and of the first head.
+        guarded: a pair whose additive mask is −∞ is ruled out like any other, whatever its score: NaN + (−∞) is NaN.
     """
 
     scale: float
@@ -84,6 +87,8 @@ class Rules:
     query_offset: int = 0
     key_offset: int = 0
     dropout: Dropout | None = None
+    first: tuple[int, int] = (0, 0)
+    guarded: bool = False
 
     @property
     def are_plain(self) -> bool:
@@ -114,6 +119,13 @@ class Rules:
     def with_bias(self, bias: Tensor | None) -> Self:
         """The same rules with another additive mask."""
         return self if bias is None else replace(self, attn_mask=bias)
+
+    def of_part(self, batch: slice, heads: slice) -> Self:
+        """The same rules for some of the batch and some of the heads."""
+        mask = self.attn_mask
+        if mask is not None:
+            mask = part_of(mask, batch, heads)
+        return replace(self, attn_mask=mask, first=(batch.start, heads.start))
 
     def keys(self, queries: slice, length: int) -> Span:
         """Indices of the keys outside which these queries attend to nothing."""
@@ -158,6 +170,8 @@ class Rules:
         if self.is_causal and keys.stop - 1 > queries.start:
             _, _, q_idx, kv_idx = self.indices(block, (1, 1), device)
             found = _both(found, kv_idx <= q_idx)
+        if self.guarded and self.bias is not None:
+            found = _both(found, _slice(self.bias, block) != -math.inf)
         certain = isinstance(self.mask_mod, Bounded) and self.mask_mod.allows_all(queries, keys)
         if self.mask_mod is not None and not certain:
             found = _both(found, self.mask_mod(*self.indices(block, shape, device)))
@@ -182,7 +196,8 @@ class Rules:
         """b ``(B, 1, 1, 1)``, h ``(1, H, 1, 1)``, q_idx ``(1, 1, Q, 1)``, kv_idx ``(1, 1, 1, K)``."""
         queries = self._positions(block.queries, self.query_offset)
         keys = self._positions(block.keys, self.key_offset)
-        ranges = (range(shape[0]), range(shape[1]), range(*queries), range(*keys))
+        batch, heads = (range(a, a + n) for a, n in zip(self.first, shape[:2], strict=True))
+        ranges = (batch, heads, range(*queries), range(*keys))
         return tuple(  # type: ignore[return-value]
             torch.arange(r.start, r.stop, device=device).view(
                 [-1 if d == i else 1 for d in range(4)]
@@ -201,6 +216,12 @@ class Rules:
     @staticmethod
     def _positions(indices: slice, offset: int) -> Span:
         return Span(indices.start + offset, indices.stop + offset)
+
+
+def part_of(mask: Tensor, batch: slice, heads: slice) -> Tensor:
+    """The view of a broadcastable mask (or of its gradient) that some of the batch and of the heads meet."""
+    mask = mask[batch] if mask.shape[0] > 1 else mask
+    return mask[:, heads] if mask.shape[1] > 1 else mask
 
 
 def _slice(mask: Tensor, block: Block) -> Tensor:

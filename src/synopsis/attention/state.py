@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from synopsis.attention import folding
+from synopsis.attention.cutting import Inputs
 from synopsis.attention.layouts import both_masks, four_dimensional, mask_of
 from synopsis.attention.rules import MaskMod, Rules, ScoreMod
 from synopsis.attention.summary import SoftmaxSummary
-from synopsis.attention.tiles import Inputs
 from synopsis.states import State
 
 __all__ = ["AttentionState", "SoftmaxSummary"]
@@ -31,10 +31,11 @@ class AttentionState(State):
     """Exact softmax attention of fixed queries over keys that arrive in any pieces and order.
 
     Immutable: every method returns a new state. Sums are float64, so that an endless stream keeps learning. Output and
-    log-sum-exp are differentiable, to any order, in queries, keys, values and whatever masks and scores were made from.
+    log-sum-exp are differentiable twice, in queries, keys, values and whatever masks and scores were made from.
 
     Args:
-        query: the queries; of width 0 when only their attention is known (:meth:`from_output`).
+        query: ``(..., heads, queries, dim)``, or ``(queries, dim)`` for one head; of width 0 when only their attention
+            is known (:meth:`from_output`).
         summary: what was seen so far.
         count: number of keys folded in, masked ones included.
         scale: factor on query · key.
@@ -50,7 +51,7 @@ class AttentionState(State):
     """
 
     kind: ClassVar[str] = "attention"
-    query: Float[Tensor, "*batch heads queries dim"]
+    query: Float[Tensor, "*batch_and_heads queries dim"]
     summary: SoftmaxSummary
     count: Int[Tensor, ""]
     scale: float = 1.0
@@ -67,9 +68,14 @@ class AttentionState(State):
         Args:
             query: ``(..., heads, queries, dim)``, or ``(queries, dim)`` for one head.
             value_dim: width of the values to come.
-            scale: factor on the scores; 1/√dim when None.
+            scale: factor on query · key; 1/√dim when None.
+
+        Raises:
+            ValueError: when these make no queries and values.
         """
-        _check_query(query)
+        _check_matrix("query", query, "queries")
+        if value_dim < 0:
+            raise ValueError(f"value_dim must be at least 0, not {value_dim}")
         sums = torch.empty(0, dtype=torch.float64, device=query.device)
         summary = SoftmaxSummary.empty(tuple(query.shape[:-1]), value_dim, sums)
         count = torch.zeros((), dtype=torch.int64, device=query.device)
@@ -94,6 +100,9 @@ class AttentionState(State):
             scale: factor on query · key that was used; 1/√dim when None.
             count: number of those keys, which becomes the position of the next one.
 
+        Raises:
+            ValueError: when the tensors do not describe the same rows, or the count is negative.
+
         Example:
             >>> query = torch.randn(1, 4, 8)
             >>> state = AttentionState.empty(query, value_dim=8).update(query, query)
@@ -109,7 +118,9 @@ class AttentionState(State):
             query, scale = output.new_empty(*lse.shape, 0), 1.0
         elif query.shape[:-1] != lse.shape:
             raise ValueError(f"query has rows {tuple(query.shape[:-1])}, lse {tuple(lse.shape)}")
-        _check_query(query)
+        if count < 0:
+            raise ValueError(f"count must be at least 0, not {count}")
+        _check_matrix("query", query, "queries")
         summary = SoftmaxSummary.from_output(output.double(), lse.double())
         seen = torch.tensor(count, dtype=torch.int64, device=output.device)
         return cls(query.clone(), summary, seen, _scale(query, scale))
@@ -142,8 +153,9 @@ class AttentionState(State):
             query_offset: position of the first query.
 
         Raises:
-            ValueError: when shapes do not fit.
+            ValueError: when shapes or dtypes do not fit.
         """
+        self._check_pieces(key, value)
         shape = (*self.query.shape[:-1], key.shape[-2])
         placed = is_causal or mask_mod is not None or score_mod is not None
         if key_offset is None:
@@ -157,7 +169,7 @@ class AttentionState(State):
             query_offset=query_offset,
             key_offset=key_offset,
         )
-        return self.fold(key, value, rules)
+        return self._fold(key, value, rules)
 
     def fold(
         self,
@@ -165,8 +177,13 @@ class AttentionState(State):
         value: Float[Tensor, "*batch key_heads keys value_dim"],
         rules: Rules,
     ) -> Self:
-        """:meth:`update` under rules that are made already; their scale is the state's."""
+        """:meth:`update` under rules that are made already; their scale must be the state's."""
         self._check_pieces(key, value)
+        if rules.scale != self.scale:
+            raise ValueError(f"rules have scale {rules.scale}, the state {self.scale}")
+        return self._fold(key, value, rules)
+
+    def _fold(self, key: Tensor, value: Tensor, rules: Rules) -> Self:
         heads = self.query.shape[-3] if self.query.dim() > 2 else 1
         batch = tuple(self.query.shape[:-3])
         query = self.query.reshape(math.prod(batch), heads, *self.query.shape[-2:])
@@ -220,12 +237,15 @@ class AttentionState(State):
                 f"values have {ours} features here but {theirs} there; they must agree"
             )
         known = [s for s in (self, other) if s.query.shape[-1]]
-        if len(known) == 2 and not _alike(self, other):
-            raise ValueError("the two states answer different queries; they cannot be merged")
+        difference = _difference(self, other) if len(known) == 2 else None
+        if difference is not None:
+            raise ValueError(f"the two states answer different queries: {difference}")
         summary, count = self.summary.merge(other.summary), self.count + other.count
         return replace(known[0] if known else self, summary=summary, count=count)
 
     def _check_pieces(self, key: Tensor, value: Tensor) -> None:
+        _check_matrix("key", key, "keys")
+        _check_matrix("value", value, "keys")
         dim, width = self.query.shape[-1], self.summary.numerator.shape[-1]
         if dim == 0:
             raise ValueError("a state made from outputs alone knows no queries to update")
@@ -249,19 +269,32 @@ class AttentionState(State):
             )
 
 
-def _check_query(query: Tensor) -> None:
-    if query.dim() < 2 or not query.is_floating_point():
+def _check_matrix(name: str, tensor: Tensor, rows: str) -> None:
+    if tensor.dim() < 2 or not tensor.is_floating_point():
         raise ValueError(
-            f"query must be (..., heads, queries, dim) of floating point, not "
-            f"{tuple(query.shape)} of {query.dtype}"
+            f"{name} must be (..., heads, {rows}, dim) of floating point, not "
+            f"{tuple(tensor.shape)} of {tensor.dtype}"
         )
 
 
 def _scale(query: Tensor, scale: float | None) -> float:
-    return 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    if scale is None:
+        if query.shape[-1] == 0:
+            raise ValueError("query has 0 features, from which no scale follows; name one")
+        return 1.0 / math.sqrt(query.shape[-1])
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, not {scale}")
+    return float(scale)
 
 
-def _alike(a: AttentionState, b: AttentionState) -> bool:
-    if a.scale != b.scale or a.query.shape != b.query.shape:
-        return False
-    return a.query is b.query or torch.equal(a.query, b.query)
+def _difference(a: AttentionState, b: AttentionState) -> str | None:
+    """What tells the questions of two states apart; None when nothing does."""
+    if a.scale != b.scale:
+        return f"scales are {a.scale} and {b.scale}"
+    if a.query.shape != b.query.shape:
+        return f"shapes are {tuple(a.query.shape)} and {tuple(b.query.shape)}"
+    if a.query is b.query or torch.equal(a.query, b.query):
+        return None
+    if a.query.dtype != b.query.dtype:
+        return f"dtypes are {a.query.dtype} and {b.query.dtype}"
+    return f"they are up to {float((a.query - b.query).abs().max()):.3g} apart"

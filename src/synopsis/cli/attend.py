@@ -1,5 +1,6 @@
 """``synopsis attend``: exact attention of a few queries to more keys than memory holds."""
 
+import math
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -87,7 +88,7 @@ def attend(  # noqa: PLR0913  (every argument is an option of the command)
         from synopsis.attention.stream import Stream
         from synopsis.states import write_atomic
 
-        _check_places(out, state)
+        _check_places(out, state, [query, *keys, *values])
         if threads is not None:
             torch.set_num_threads(threads)
         source = open_source(keys, values)
@@ -107,7 +108,7 @@ def attend(  # noqa: PLR0913  (every argument is an option of the command)
             typer.echo(_summary([p for p in (out, state) if p is not None], result, seconds))
 
 
-def _check_places(out: Path | None, state: Path | None) -> None:
+def _check_places(out: Path | None, state: Path | None, inputs: list[str]) -> None:
     from synopsis.cli.attention_output import check_folder, check_place
 
     if out is None and state is None:
@@ -118,6 +119,18 @@ def _check_places(out: Path | None, state: Path | None) -> None:
         check_folder(state)
     if out == state:
         raise ValueError(f"--out and --state both name {out}")
+    for place in (p for p in (out, state) if p is not None and p.exists()):
+        if place.is_dir():
+            raise ValueError(f"{place}: is a folder; the result needs the name of a file")
+        for file in inputs:
+            if any(p.exists() and place.samefile(p) for p in _readings(file)):
+                raise ValueError(f"{place}: is read as {file}; the result needs another file")
+
+
+def _readings(file: str) -> tuple[Path, ...]:
+    """What FILE or FILE:NAME may name."""
+    front = file.rpartition(":")[0]
+    return (Path(file), Path(front)) if front else (Path(file),)
 
 
 def _begin(file: str, source: "KeyValueSource", scale: float | None) -> "AttentionState":
@@ -139,7 +152,19 @@ def _begin(file: str, source: "KeyValueSource", scale: float | None) -> "Attenti
         raise ValueError(
             f"{name}: has {source.dim} features but {file} has {query.shape[-1]}; they must agree"
         )
+    _check_heads(file, query, source)
     return AttentionState.empty(query, source.value_dim, scale)
+
+
+def _check_heads(file: str, query: "Tensor", source: "KeyValueSource") -> None:
+    name, leading = source.names[0][0], source.leading
+    if len(leading) > 1:
+        raise ValueError(f"{name}: has {len(leading) + 2} dimensions; (heads, length, dim) at most")
+    ours, theirs = (math.prod(shape) for shape in (query.shape[:-2], leading))
+    if ours % theirs:
+        raise ValueError(
+            f"{name}: has {theirs} heads but {file} has {ours}; those of keys must divide those of queries"
+        )
 
 
 def _run(stream: "Stream", start: "AttentionState", quiet: bool) -> "AttentionState":

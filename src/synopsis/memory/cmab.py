@@ -15,7 +15,7 @@ by default (``residual="normed"`` gives theirs).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
@@ -34,7 +34,8 @@ from synopsis.memory.layers import (
     join_heads,
     split_heads,
 )
-from synopsis.states import State, Weights, check_streams, fingerprint
+from synopsis.states import State, check_streams
+from synopsis.weights import Weights, fingerprint
 
 _ITEMS = 1024  # items folded at once over all streams
 _SCORES = 1 << 20  # scores held at once where the fused kernel does not apply: 4 MiB of float32
@@ -296,12 +297,21 @@ class CMABStack(nn.Module):
 
     def _entrance(self) -> _Entrance:
         """The projections, kept between calls until a weight is written to or has to learn."""
-        if torch.is_grad_enabled() and self.blocks[0].latents.requires_grad:
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self._of_entrance()):
             return self._project()
         key = self._weights_version()
         if self._entrance_of is None or self._entrance_of[0] != key:
             self._entrance_of = (key, self._project())
         return self._entrance_of[1]
+
+    def _of_entrance(self) -> Iterator[nn.Parameter]:
+        """The weights that a stream meets."""
+        for block in self.blocks:
+            yield block.latents
+            yield from block.absorb.norm.parameters()
+            yield from block.absorb.norm_context.parameters()
+            yield block.absorb.attention.to_query.weight
+            yield block.absorb.attention.to_key_value.weight
 
     def _project(self) -> _Entrance:
         pairs = [

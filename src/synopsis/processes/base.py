@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from synopsis.memory.base import Merges
 from synopsis.processes.heads import PredictiveDistribution
-from synopsis.states import Weights, fingerprint, write_atomic
+from synopsis.states import write_atomic
 from synopsis.tasks import Batch
+from synopsis.weights import Weights, fingerprint
 
 PROCESSES: dict[str, type["Process"]] = {}
 
