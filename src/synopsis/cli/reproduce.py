@@ -1,6 +1,13 @@
-"""``synopsis reproduce``: make the tables of the documentation again."""
+"""``synopsis reproduce``: make the tables of the documentation again.
+
+``COMMANDS`` is the one place where the commands of the neural processes are registered: a line is the command's name
+and where its function stands, ``module:function``. Such a module imports torch, and whatever imports torch, inside its
+functions only, so that ``--help`` is instant; what the commands share is in :mod:`synopsis.cli.reproduction` (options
+``Budget``, ``Seeds``, ``Models``, ``Batches``, ``Out``, ``Runs``; ``making``, ``chosen``, ``drawn``, ``say_where``).
+"""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +35,13 @@ BATCH_SIZE = 16
 GP_ORACLE_PAGE = Path("docs/tables/gp-oracle.md")
 ATTENTION_MEMORY_PAGE = Path("docs/tables/attention-memory.md")
 
+COMMANDS = {
+    "np-gp": "synopsis.cli.reproduce_np_gp:np_gp",
+    "np-memory": "synopsis.cli.reproduce_np_memory:np_memory",
+    "np-images": "synopsis.cli.reproduce_np_images:np_images",
+    "np-bandit": "synopsis.cli.reproduce_np_bandit:np_bandit",
+}
+
 
 def register(app: typer.Typer) -> None:
     """Add ``reproduce`` and its commands to the application."""
@@ -36,6 +50,9 @@ def register(app: typer.Typer) -> None:
     )
     reproduce.command("gp-oracle")(gp_oracle)
     reproduce.command("attention-memory")(attention_memory)
+    for name, place in COMMANDS.items():
+        module, _, function = place.partition(":")
+        reproduce.command(name)(getattr(import_module(module), function))
     app.add_typer(reproduce, name="reproduce")
 
 

@@ -304,7 +304,7 @@ class CMABStack(nn.Module):
             self._entrance_of = (key, self._project())
         return self._entrance_of[1]
 
-    def _of_entrance(self) -> Iterator[nn.Parameter]:
+    def _of_entrance(self) -> Iterator[Tensor]:
         """The weights that a stream meets."""
         for block in self.blocks:
             yield block.latents

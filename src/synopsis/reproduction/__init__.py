@@ -1,0 +1,1 @@
+"""What ``synopsis reproduce`` does: the tables of the documentation, from training to Markdown."""
