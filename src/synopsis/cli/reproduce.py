@@ -40,6 +40,7 @@ COMMANDS = {
     "np-memory": "synopsis.cli.reproduce_np_memory:np_memory",
     "np-images": "synopsis.cli.reproduce_np_images:np_images",
     "np-bandit": "synopsis.cli.reproduce_np_bandit:np_bandit",
+    "np-bo": "synopsis.cli.reproduce_np_bo:np_bo",
 }
 
 
