@@ -88,8 +88,7 @@ class RefittedBelief:
     """Gaussian-process regression with a squared-exponential kernel, refitted to every function after every step.
 
     Length-scale and variance are those of the largest likelihood, searched for by scikit-learn from the middle of the
-    ranges that functions are drawn from; the noise is known. Without these ranges it takes a flat function for the most
-    likely one after an observation or two, and does worse than search at random.
+    ranges that functions are drawn from; the noise is known.
 
     Args:
         functions: to be optimised.
