@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from synopsis.states import (
-    FORMAT_VERSION,
-    State,
-    Weights,
-    fingerprint,
-    header,
-)
+from synopsis.states import FORMAT_VERSION, State, header
+from synopsis.weights import Weights, fingerprint
 from tests.state_examples import EACH, Everything, assert_identical, everything
 
 

@@ -31,7 +31,10 @@ def points(length: int, streams: int = 1, seed: int = 0):
 def same(found, expected, tolerance=PREDICTION):
     for name in ("mean", "stddev"):
         torch.testing.assert_close(
-            getattr(found, name), getattr(expected, name), rtol=tolerance, atol=tolerance
+            getattr(found, name).double(),
+            getattr(expected, name).double(),
+            rtol=tolerance,
+            atol=tolerance,
         )
 
 

@@ -14,8 +14,11 @@ def test_arguments_reach_the_constructors():
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_every_registered_task_samples(name):
-    text = f'[process]\nname = "CMANP"\n[task]\nname = "{name}"'
+def test_every_registered_task_samples(name, tmp_path):
+    file = tmp_path / "hares.txt"
+    file.write_text("".join(f"{1900 + i} {20 + i % 7} {9 + i % 5}\n" for i in range(40)))
+    further = {"hare_lynx": f'file = "{file}"', "image_completion": 'dataset = "digits"'}
+    text = f'[process]\nname = "CMANP"\n[task]\nname = "{name}"\n{further.get(name, "")}'
     task = build_task(Experiment.from_toml(text))
     batch = task.sample(2, torch.Generator().manual_seed(0))
     assert batch.xt.shape[-1] == task.dim_x
@@ -40,7 +43,10 @@ def test_wrong_process(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task.name=os.system", r"task\.name = 'os\.system': unknown; known are gaussian_process"),
+        (
+            "task.name=os.system",
+            r"task\.name = 'os\.system': unknown; known are .*gaussian_process",
+        ),
         ("task.noise=-1", r"experiment: task: noise is -1\.0; it must be positive"),
         ("task.targets=1.5", r"task\.targets = 1\.5: must be int \| None$"),
     ],
