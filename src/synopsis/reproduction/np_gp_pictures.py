@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from synopsis.processes.base import Process
@@ -150,6 +151,7 @@ def _draw_learning(rows: Sequence[Row], path: Path) -> bool:
     ax = picture.subplots()
     for row, curve in curves:
         style, label = look(row.name), title(row.name)
+        label += ", together" if is_joint(row.model) else ""
         ax.plot(
             *zip(*curve, strict=True),
             label=f"{label}, shipped" if row.is_shipped else label,
@@ -160,6 +162,9 @@ def _draw_learning(rows: Sequence[Row], path: Path) -> bool:
             linewidth=2.0 if row.is_shipped else 1.2,
         )
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # a budget spans one power of ten
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("CPU-seconds of training, one thread")
     ax.set_ylabel("log-likelihood on RBF tasks, nats per target")
     ax.set_ylim(bottom=_LOWEST)
