@@ -73,15 +73,6 @@ def tile_of(inputs: Inputs) -> tuple[int, int]:
     return queries, keys
 
 
-def engine_choice() -> Choice:
-    """Which engine takes a piece, as :func:`synopsis.attention.engine` says at this moment."""
-    return choice.present()
-
-
-def _is_forced() -> bool:
-    return choice.is_forced()
-
-
 def _looks_nowhere(rules: Rules) -> bool:
     """Whether no rule looks at positions, so that any rows may be stacked."""
     return rules.are_plain and not rules.is_causal
@@ -90,7 +81,7 @@ def _looks_nowhere(rules: Rules) -> bool:
 def _fold(inputs: Inputs, rules: Rules) -> SoftmaxSummary:
     rows = tuple(inputs.query.shape[:3])
     scores = math.prod(rows) * inputs.key.shape[2]
-    small = torch.compiler.is_compiling() or (scores <= _PLAIN_SCORES and not _is_forced())
+    small = torch.compiler.is_compiling() or (scores <= _PLAIN_SCORES and not choice.is_forced())
     total: SoftmaxSummary | None = None
     for _, piece, its_rules in converted(inputs, rules):
         for part in _plain(piece, its_rules) if small else _engine(piece, its_rules):
@@ -102,7 +93,7 @@ def _fold(inputs: Inputs, rules: Rules) -> SoftmaxSummary:
 
 
 def _engine(inputs: Inputs, rules: Rules) -> Iterator[SoftmaxSummary]:
-    choose = engine_choice()
+    choose = choice.present()
     if rules.bias is not None and not all(map(_is_finite, inputs)):  # NaN + (−∞) is NaN in a tile
         choose(inputs, rules)  # raises what a forced engine has to say
         yield from _plain(inputs, rules)

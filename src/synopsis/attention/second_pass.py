@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from synopsis.attention import folding, tiles
+from synopsis.attention import choice, folding, tiles
 from synopsis.attention.cutting import Gradients, Inputs, Wanted
 from synopsis.attention.layouts import four_dimensional
 from synopsis.attention.rules import Rules
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def with_graph(stream: "Stream", query: Tensor, state: "AttentionState") -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of constant keys, which depend on query and captured tensors through a second pass."""
     tensors = (*state.partial(), query, *stream.rules.captured)
-    output, lse = _SecondPass.apply(stream, int(state.count), folding.engine_choice(), *tensors)
+    output, lse = _SecondPass.apply(stream, int(state.count), choice.present(), *tensors)
     return output, lse
 
 

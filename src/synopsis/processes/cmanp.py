@@ -19,6 +19,7 @@ from synopsis.memory.base import Merges
 from synopsis.memory.cmab import CMAB, CMABStack, CMABState
 from synopsis.memory.layers import CrossAttention, FeedForward, Residual, perceptron
 from synopsis.processes.base import Process
+from synopsis.processes.context import blank
 from synopsis.processes.heads import PredictiveDistribution, build_head
 from synopsis.states import State, check_streams
 
@@ -174,7 +175,7 @@ class CMANP(Process):
         self.check_points(xc, yc)
         self.check_belongs(state)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
-            points = _real(torch.cat([xc, yc], dim=-1), mask)
+            points = blank(torch.cat([xc, yc], dim=-1), mask)
             blocks = self.trunk.stack.fold(
                 state.blocks,
                 (len(points), points.shape[1]),
@@ -209,15 +210,10 @@ class CMANP(Process):
         if not self.training:
             return super().forward(xc, yc, xt, mask)
         self.check_points(xc, yc)
-        context = self.embed_context(_real(torch.cat([xc, yc], dim=-1), mask))
+        context = self.embed_context(blank(torch.cat([xc, yc], dim=-1), mask))
         return self._predict(self.trunk.encode(context, mask), xt)
 
     def _predict(self, answers: list[Tensor], xt: Tensor) -> PredictiveDistribution:
         features = self.trunk.decode(self.embed_target(xt), answers)
         predicted: PredictiveDistribution = self.head(features)
         return predicted
-
-
-def _real(points: Tensor, mask: Tensor | None) -> Tensor:
-    """Points with padding set to 0: what stands there may be NaN, and must not reach a gradient."""
-    return points if mask is None else points.masked_fill(~mask.unsqueeze(-1), 0.0)

@@ -151,7 +151,7 @@ class GaussianHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch targets dim"]) -> Gaussian:
         """The predictive distribution of each target."""
-        mean, raw = _wide(self.predict(F.relu(self.expand(features)))).chunk(2, dim=-1)
+        mean, raw = wide(self.predict(F.relu(self.expand(features)))).chunk(2, dim=-1)
         return Gaussian(mean, 0.05 + 0.95 * F.softplus(raw) if self.bounded else raw.exp())
 
 
@@ -178,13 +178,13 @@ class MixtureHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch targets dim"]) -> GaussianMixture:
         """The predictive distribution of each target."""
-        raw = _wide(self.predict(F.relu(self.expand(features)))).unflatten(-1, self.shape)
+        raw = wide(self.predict(F.relu(self.expand(features)))).unflatten(-1, self.shape)
         logits, means, log_stddevs = raw.unbind(-1)
         stddevs = self.floor + log_stddevs.clamp(max=_LARGEST_LOG_STDDEV).exp()
         return GaussianMixture(logits, means, stddevs)
 
 
-def _wide(raw: Tensor) -> Tensor:
+def wide(raw: Tensor) -> Tensor:
     """In at least float32, so that densities are not computed in 16 bits under autocast."""
     return raw.to(torch.promote_types(raw.dtype, torch.float32))
 

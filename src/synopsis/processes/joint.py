@@ -5,13 +5,12 @@ Source: Nguyen & Grover, "Transformer Neural Processes: Uncertainty-Aware Meta L
 head too. Departures: see :class:`LowRankHead` and :func:`joint_loss`; layers are initialised independently.
 """
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from synopsis.memory.layers import perceptron
-from synopsis.processes.context import blank
-from synopsis.processes.heads import Gaussian
+from synopsis.processes.context import ContextProcess, blank
+from synopsis.processes.heads import Gaussian, wide
 from synopsis.processes.joint_gaussians import CholeskyGaussian, JointGaussian, LowRankGaussian
 from synopsis.processes.transformer import TransformerLayer
 from synopsis.tasks import Batch
@@ -49,7 +48,7 @@ class JointHead(nn.Module):
         for layer in self.interact:
             features = layer(features, features.shape[1], pairs)
         # (batch, targets, dim_y·rank) to (batch, targets·dim_y, rank)
-        return _wide(self.project(features)).unflatten(-1, (self.dim_y, _RANK)).flatten(1, 2)
+        return wide(self.project(features)).unflatten(-1, (self.dim_y, _RANK)).flatten(1, 2)
 
     def forward(
         self,
@@ -81,7 +80,7 @@ class CholeskyHead(JointHead):
     ) -> CholeskyGaussian:
         """The joint distribution of the targets, among which only the real ones count."""
         factor = self.factor(features, real)
-        return CholeskyGaussian.from_factor(_wide(self.mean(features)), factor, real, self.bounded)
+        return CholeskyGaussian.from_factor(wide(self.mean(features)), factor, real, self.bounded)
 
 
 class LowRankHead(JointHead):
@@ -105,10 +104,10 @@ class LowRankHead(JointHead):
         real: Bool[Tensor, "batch targets"] | None = None,
     ) -> LowRankGaussian:
         """The joint distribution of the targets, among which only the real ones count."""
-        raw = _wide(self.log_variance(features)).clamp(max=_LARGEST_LOG_VARIANCE)
+        raw = wide(self.log_variance(features)).clamp(max=_LARGEST_LOG_VARIANCE)
         stddev = (raw.exp() + self.floor**2).sqrt()
         factor = self.factor(features, real)
-        return LowRankGaussian(_wide(self.mean(features)), factor, stddev, real)
+        return LowRankGaussian(wide(self.mean(features)), factor, stddev, real)
 
 
 def build_joint_head(name: str, dim: int, dim_y: int, heads: int) -> JointHead:
@@ -184,14 +183,24 @@ class JointProcess:
         return joint_loss(self.joint(batch).log_prob(batch.yt), batch, self.per_target)
 
 
-def _wide(values: Tensor) -> Tensor:
-    """In float32 at least, whatever the precision of the layers."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+class JointContextProcess(JointProcess, ContextProcess, abstract=True):
+    """Base of the processes that keep their context and have a joint head; subclasses implement :meth:`jointly`."""
+
+    def condition(  # type: ignore[override]  # a joint distribution
+        self,
+        xc: Float[Tensor, "batch context dim_x"],
+        yc: Float[Tensor, "batch context dim_y"],
+        xt: Float[Tensor, "batch targets dim_x"],
+        mask: Bool[Tensor, "batch context"] | None,
+    ) -> JointGaussian:
+        """Predict from a context in one differentiable pass; x and y are 0 where the mask is False."""
+        return self.jointly(xc, yc, xt, mask, None)
 
 
 __all__ = [
     "CholeskyGaussian",
     "CholeskyHead",
+    "JointContextProcess",
     "JointGaussian",
     "JointHead",
     "JointProcess",

@@ -17,7 +17,7 @@ from synopsis.memory.layers import CrossAttention, FeedForward, Residual, SelfAt
 from synopsis.processes.context import ContextProcess
 from synopsis.processes.eqtnp import TargetDecoder
 from synopsis.processes.heads import PredictiveDistribution, build_head
-from synopsis.processes.joint import JointProcess, build_joint_head
+from synopsis.processes.joint import JointContextProcess, build_joint_head
 from synopsis.processes.joint_gaussians import JointGaussian
 
 _EMBEDDING_DEPTH = 4
@@ -141,7 +141,7 @@ class LBANP(ContextProcess):
         return predicted
 
 
-class LBANPND(JointProcess, ContextProcess):
+class LBANPND(JointContextProcess):
     """Latent bottlenecked process with jointly predicted targets; the defaults are the published sizes.
 
     As published: ``residual="normed"``, ``head="cholesky"`` and ``per_target=False``. It then has 8,578 parameters
@@ -185,16 +185,6 @@ class LBANPND(JointProcess, ContextProcess):
         self.trunk = LBANPTrunk(dim_x, dim_y, **sizes, residual=residual)
         self.head = build_joint_head(head, dim, dim_y, heads)
 
-    def condition(  # type: ignore[override]  # a joint distribution
-        self,
-        xc: Float[Tensor, "batch context dim_x"],
-        yc: Float[Tensor, "batch context dim_y"],
-        xt: Float[Tensor, "batch targets dim_x"],
-        mask: Bool[Tensor, "batch context"] | None,
-    ) -> JointGaussian:
-        """Predict from a context in one differentiable pass; x and y are 0 where the mask is False."""
-        return self.jointly(xc, yc, xt, mask, None)
-
     def jointly(
         self,
         xc: Float[Tensor, "batch context dim_x"],
@@ -203,7 +193,7 @@ class LBANPND(JointProcess, ContextProcess):
         mask: Bool[Tensor, "batch context"] | None,
         real: Bool[Tensor, "batch targets"] | None,
     ) -> JointGaussian:
-        """The same, of the real targets only."""
+        """Predict the real targets jointly in one differentiable pass; values are 0 where a mask is False."""
         features = self.trunk(torch.cat([xc, yc], dim=-1), xt, mask)
         predicted: JointGaussian = self.head(features, real)
         return predicted

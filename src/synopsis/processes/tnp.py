@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from synopsis.memory.layers import perceptron
 from synopsis.processes.context import ContextProcess
 from synopsis.processes.heads import PredictiveDistribution, build_head
-from synopsis.processes.joint import JointProcess, build_joint_head
+from synopsis.processes.joint import JointContextProcess, build_joint_head
 from synopsis.processes.joint_gaussians import JointGaussian
 from synopsis.processes.transformer import TransformerLayer
 
@@ -115,7 +115,7 @@ class TNPD(ContextProcess):
         return predicted
 
 
-class TNPND(JointProcess, ContextProcess):
+class TNPND(JointContextProcess):
     """Transformer neural process with jointly predicted targets; the defaults are the published sizes.
 
     As published: ``head="cholesky"`` and ``per_target=False``.
@@ -153,16 +153,6 @@ class TNPND(JointProcess, ContextProcess):
         self.trunk = TNPTrunk(dim_x, dim_y, dim, heads, layers)
         self.head = build_joint_head(head, dim, dim_y, heads)
 
-    def condition(  # type: ignore[override]  # a joint distribution
-        self,
-        xc: Float[Tensor, "batch context dim_x"],
-        yc: Float[Tensor, "batch context dim_y"],
-        xt: Float[Tensor, "batch targets dim_x"],
-        mask: Bool[Tensor, "batch context"] | None,
-    ) -> JointGaussian:
-        """Predict from a context in one differentiable pass; x and y are 0 where the mask is False."""
-        return self.jointly(xc, yc, xt, mask, None)
-
     def jointly(
         self,
         xc: Float[Tensor, "batch context dim_x"],
@@ -171,7 +161,7 @@ class TNPND(JointProcess, ContextProcess):
         mask: Bool[Tensor, "batch context"] | None,
         real: Bool[Tensor, "batch targets"] | None,
     ) -> JointGaussian:
-        """The same, of the real targets only."""
+        """Predict the real targets jointly in one differentiable pass; values are 0 where a mask is False."""
         pairs = None if mask is None else mask[:, None, None, :]
         features = self.trunk(torch.cat([xc, yc], dim=-1), inputs_only(xt, self.dim_y), pairs)
         predicted: JointGaussian = self.head(features, real)
