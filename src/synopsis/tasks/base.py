@@ -14,13 +14,13 @@ class Batch:
 
     Args:
         xc: context inputs.
-        yc: context outputs.
+        yc: context outputs; NaN of a real point is an output that was not observed.
         xt: target inputs.
-        yt: target outputs.
+        yt: target outputs, likewise; what was not observed is not scored.
         context_mask: True where a context point is real; None when all are.
         target_mask: True where a target is real; None when all are.
-        oracle: exact log-density of each target given the context (nats), where known.
-        joint_oracle: exact joint log-density of all targets given the context, where known.
+        oracle: exact log-density of each target's observed outputs given the observed context (nats), where known.
+        joint_oracle: exact joint log-density of all observed outputs, likewise.
     """
 
     xc: Float[Tensor, "batch context dim_x"]
@@ -40,6 +40,35 @@ class Batch:
             if (value := getattr(self, f.name)) is not None
         }
         return replace(self, **moved)
+
+    def observed(self) -> Self:
+        """The batch with points masked out that lack every output; the same batch where nothing is missing."""
+        context = observed_points(self.yc, self.context_mask)
+        targets = observed_points(self.yt, self.target_mask)
+        if context is None and targets is None:
+            return self
+        return replace(self, context_mask=context, target_mask=targets)
+
+
+def observed_points(
+    y: Float[Tensor, "batch points dim_y"], mask: Bool[Tensor, "batch points"] | None
+) -> Bool[Tensor, "batch points"] | None:
+    """The mask without the points that lack every output; None when there was no mask, and nothing is missing.
+
+    With a mask nothing is asked of the data. Without one they are looked at once, for what needs no mask is cheaper.
+    """
+    if mask is None and surely_complete(y):
+        return None
+    seen = ~y.isnan().all(-1)
+    return seen if mask is None else mask & seen
+
+
+def surely_complete(y: Tensor) -> bool:
+    """Whether nothing is missing; inside vmap and torch.compile nobody can look."""
+    try:
+        return not torch.compiler.is_compiling() and not bool(y.isnan().any())
+    except RuntimeError:
+        return False
 
 
 class Task(Protocol):
