@@ -102,7 +102,8 @@ class MultipliesByMask(Toy):
     def update(self, state, xc, yc, mask=None):
         if mask is not None:
             count = state.count + mask.sum(1)
-            return replace(state, total=state.total + (yc * mask.unsqueeze(-1)).sum(1), count=count)
+            added = ((yc + 0.0 * xc) * mask.unsqueeze(-1)).sum(1)
+            return replace(state, total=state.total + added, count=count)
         return super().update(state, xc, yc)
 
 
@@ -244,7 +245,7 @@ class UnusedWeight(Toy):
 class NaNGradients(Toy):
     def forward(self, xc, yc, xt, mask=None):
         mask = torch.ones(yc.shape[:2], dtype=torch.bool) if mask is None else mask
-        total = torch.where(mask.unsqueeze(-1), self.weight * yc, 0.0).sum(1)
+        total = torch.where(mask.unsqueeze(-1), self.weight * (yc + 0.0 * xc), 0.0).sum(1)
         mean = (total / (1 + mask.sum(1, keepdim=True))).unsqueeze(1).expand(-1, xt.shape[1], -1)
         return Gaussian(mean, torch.ones_like(mean))
 
@@ -266,6 +267,29 @@ class ForgetsItsConfig(Toy):
 
     def predict(self, state, xt):
         return super().predict(state, xt).affine(0.0, self.factor)
+
+
+class TakesMissingForZero(Toy):
+    """Opens the door that every process has been given."""
+
+    def observed(self, yc, mask=None):
+        return yc.nan_to_num(), mask
+
+
+class PassesGapsOn(Toy):
+    """Claims to know what to do with them."""
+
+    keeps_gaps = True
+
+    def __init__(self) -> None:
+        super().__init__(dim_y=2)
+
+
+class ReadsPaddedTargets(Toy):
+    """Measures its loss in units of all targets, real or not."""
+
+    def loss(self, batch):
+        return super().loss(batch) / batch.yt.nan_to_num().square().mean()
 
 
 BROKEN = [
@@ -294,4 +318,7 @@ BROKEN = [
     (ForgetsMaskInForward(), "training_answers_as_conditioning"),
     (KeepsGraph(), "evaluation_keeps_no_graph"),
     (ForgetsItsConfig(factor=3.0), "weights_survive_the_disk"),
+    (TakesMissingForZero(), "points_without_outputs_change_nothing"),
+    (PassesGapsOn(), "half_observed_points_are_accepted"),
+    (ReadsPaddedTargets(), "loss_leaves_out_missing_targets"),
 ]

@@ -1,4 +1,4 @@
-"""CMANP-AND: its published size and procedure, coherent samples, and training on splits."""
+"""CMANP-AND: its published size and procedure, and coherent samples."""
 
 from dataclasses import replace
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from synopsis.processes import CMANP, base
-from synopsis.processes import cmanp_and as module
-from synopsis.processes.cmanp_and import CMANPAND, split
+from synopsis.processes.cmanp_and import CMANPAND
 from synopsis.tasks import Batch
 from synopsis.tasks.gaussian_process import GaussianProcessTask
 from synopsis.testing import PROCESS_CHECKS, Subject
@@ -207,48 +206,6 @@ def test_samples_from_torchs_own_generator_differ_and_follow_the_seed():
     assert not torch.equal(one, other)
     torch.manual_seed(0)
     assert torch.equal(process.sample(process.init(), xt), one)
-
-
-@pytest.mark.parametrize("masks", [False, True])
-def test_a_split_moves_the_first_targets_into_the_context(masks):
-    task = some(masks=masks)
-    first, then = split(task, 3)
-    joined = torch.cat([first.xt, then.xt], 1), torch.cat([first.yt, then.yt], 1)
-    for found, expected in zip(joined, (task.xt, task.yt), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0, equal_nan=True)
-    assert first.xc is task.xc and first.context_mask is task.context_mask
-    torch.testing.assert_close(then.xc[:, -3:], first.xt, rtol=0.0, atol=0.0, equal_nan=True)
-    torch.testing.assert_close(then.yc[:, -3:], first.yt, rtol=0.0, atol=0.0, equal_nan=True)
-    if masks:
-        assert torch.equal(then.context_mask[:, -3:], task.target_mask[:, :3])
-        assert torch.equal(then.target_mask, task.target_mask[:, 3:])
-        half = replace(task, xc=draw(2, 9, 2), yc=draw(2, 9, 2), context_mask=None)
-        assert split(half, 3)[1].context_mask[:, :9].all()
-
-
-def test_the_loss_of_a_split_is_teacher_forcing_in_two_blocks(monkeypatch):
-    monkeypatch.setattr(module, "_SPLIT", 1.1)  # always
-    process, task = small().train(), some(targets=2, masks=False)
-    loss = process.loss(task)  # two targets split in one way only
-    process.target_block = 1
-    nats = process.eval().log_likelihood(task)
-    torch.testing.assert_close(loss, -nats.sum() / 4, **CLOSE)
-    process.target_block = None
-    one_block = -process.log_likelihood(task).sum() / 4
-    torch.testing.assert_close(process.loss(task), one_block, **CLOSE)  # evaluation never splits
-    assert (loss - one_block).abs() > 1e-3
-    process.train_splits = False
-    torch.testing.assert_close(process.train().loss(task), one_block, **CLOSE)
-
-
-def test_half_of_the_training_batches_are_split_and_the_rest_are_not():
-    process, task = small().train(), some(targets=2, streams=1)
-    process.requires_grad_(False)
-    torch.manual_seed(0)
-    losses = [round(process.loss(task).item(), 4) for _ in range(60)]
-    values = sorted(set(losses))
-    assert len(values) == 2
-    assert 15 < losses.count(values[0]) < 45
 
 
 def test_learns_its_task():

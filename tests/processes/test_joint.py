@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from synopsis.processes.cholesky_gaussian import CholeskyGaussian
 from synopsis.processes.joint import (
     CholeskyHead,
     JointProcess,
@@ -13,7 +14,7 @@ from synopsis.processes.joint import (
     build_joint_head,
     joint_loss,
 )
-from synopsis.processes.joint_gaussians import CholeskyGaussian, LowRankGaussian
+from synopsis.processes.joint_gaussians import LowRankGaussian
 from synopsis.tasks import Batch
 from tests import reference
 from tests.tolerances import FLOAT32, FLOAT64, PREDICTION

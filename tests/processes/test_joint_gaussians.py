@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.overrides import TorchFunctionMode
 
+from synopsis.processes.cholesky_gaussian import CholeskyGaussian
 from synopsis.processes.heads import Gaussian
-from synopsis.processes.joint_gaussians import CholeskyGaussian, JointGaussian, LowRankGaussian
+from synopsis.processes.joint_gaussians import JointGaussian, LowRankGaussian
 from tests.tolerances import FLOAT32, FLOAT64
 
 RANK = 3

@@ -1,10 +1,13 @@
 import math
+import re
 
 import pytest
 import torch
 
-from synopsis.processes.spectral import AMPLITUDES, LENGTH_SCALES, SpectralRegression
+from synopsis.processes.spectral import Prior, SpectralRegression
+from synopsis.tasks.gaussian_process import GaussianProcessTask
 from synopsis.testing import check_process
+from synopsis.training import evaluate
 from tests.tolerances import FLOAT64
 
 SOLVE = 1e-9  # float64 through a Cholesky factor of a hundred features
@@ -31,7 +34,7 @@ def by_hand(process, x, y, xt):
     features, targets = process._features(x)[0], process._features(xt)[0]
     y, n = y[0, :, 0].double(), y.shape[1]
     found = []
-    for scale in range(len(LENGTH_SCALES)):
+    for scale in range(len(Prior().length_scales)):
         for prior in process.prior:
             phi, star = features[scale], targets[scale]
             joint = torch.eye(n, dtype=torch.float64) + phi @ (phi / prior).T
@@ -49,7 +52,7 @@ def by_hand(process, x, y, xt):
 
 @pytest.mark.parametrize("points", [1, 5, 60])
 def test_experts_are_bayesian_regressions_averaged_by_their_evidence(points):
-    process = SpectralRegression(dim_x=2, features=16)
+    process = SpectralRegression(dim_x=2, prior={"features": 16})
     x, y = data(points)
     xt = data(7, seed=1)[0]
     experts = process.experts(process.update(process.init(), x, y), xt)
@@ -60,7 +63,7 @@ def test_experts_are_bayesian_regressions_averaged_by_their_evidence(points):
 
 
 def test_moments_are_those_of_the_mixture():
-    process = SpectralRegression(dim_x=2, features=16)
+    process = SpectralRegression(dim_x=2, prior={"features": 16})
     x, y = data(30)
     state = process.update(process.init(), x, y)
     anchor, mixture = process.experts(state, x).moments(), process.predict(state, x)
@@ -68,14 +71,68 @@ def test_moments_are_those_of_the_mixture():
     torch.testing.assert_close(anchor.stddev, mixture.stddev, rtol=SOLVE, atol=SOLVE)
 
 
+def joint_by_hand(process, x, y, xt):
+    """The mixture's covariance over the targets, noise included, from the joint Gaussian over outputs."""
+    features, targets = process._features(x)[0], process._features(xt)[0]
+    mean, _, log_weight = by_hand(process, x, y, xt)
+    weight = log_weight.exp()
+    y, n, covariance = y[0, :, 0].double(), y.shape[1], 0.0
+    middle = mean @ weight
+    pairs = [
+        (scale, prior) for scale in range(len(Prior().length_scales)) for prior in process.prior
+    ]
+    for expert, (scale, prior) in enumerate(pairs):
+        phi, star = features[scale], targets[scale]
+        joint = torch.eye(n, dtype=torch.float64) + phi @ (phi / prior).T
+        across = phi @ (star / prior).T
+        noise = (0.02 + y @ torch.linalg.solve(joint, y) / 2) / (2.0 - 1 + n / 2)
+        shared = (star / prior) @ star.T - across.T @ torch.linalg.solve(joint, across)
+        own = torch.eye(len(star), dtype=torch.float64)
+        away = mean[:, expert] - middle
+        covariance += weight[expert] * (noise * (shared + own) + torch.outer(away, away))
+    return covariance
+
+
+def whole(covariance):
+    """A Aᵀ + noise² I."""
+    noise = covariance.noise.square()[:, None, None] * torch.eye(covariance.factor.shape[1])
+    return covariance.factor @ covariance.factor.mT + noise
+
+
+@pytest.mark.parametrize("points", [1, 5, 60])
+@pytest.mark.parametrize("targets", [1, 7, 200], ids=lambda n: f"{n}-targets")
+def test_the_joint_covariance_is_the_mixtures(points, targets):
+    process = SpectralRegression(dim_x=2, prior={"features": 16})
+    (x, y), xt = data(points), data(targets, seed=1)[0]
+    experts = process.experts(process.update(process.init(), x, y), xt)
+    covariance = experts.covariance()
+    assert covariance.factor.shape == (1, targets, min(targets, 9 * 19 + 9))
+    found, expected = whole(covariance)[0], joint_by_hand(process, x, y, xt)
+    torch.testing.assert_close(found, expected, rtol=SOLVE, atol=SOLVE * float(expected.max()))
+    spread = experts.moments().stddev.square()[0, :, 0]
+    torch.testing.assert_close(found.diagonal(), spread, rtol=FLOAT64, atol=0.0)
+
+
+def test_targets_may_repeat_and_the_covariance_keeps_a_gradient():
+    process = SpectralRegression(dim_x=2, prior={"features": 16})
+    (x, y), xt = data(30), data(1, seed=1)[0].repeat(1, 12, 1).double().requires_grad_()
+    experts = process.experts(process.update(process.init(), x, y), xt)
+    covariance = experts.covariance()
+    shared = covariance.factor @ covariance.factor.mT
+    torch.testing.assert_close(shared, shared[:, :1, :1].expand_as(shared), rtol=SOLVE, atol=0.0)
+    (gradient,) = torch.autograd.grad(shared.diagonal(dim1=1, dim2=2).sum(), xt, retain_graph=True)
+    (expected,) = torch.autograd.grad(experts.moments().stddev.square().sum(), xt)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_keeps_the_contract():
-    check_process(SpectralRegression(dim_x=2, features=8))
+    check_process(SpectralRegression(dim_x=2, prior={"features": 8}))
 
 
 def test_inputs_not_given_do_not_matter():
     x, y = data(50)
     padded = torch.cat([x, torch.full((1, 50, 3), math.nan)], -1)
-    process = SpectralRegression(dim_x=5, features=16)
+    process = SpectralRegression(dim_x=5, prior={"features": 16})
     assert process(padded, y, padded[:, :4]).mean.isfinite().all()
     zeros = padded.nan_to_num(nan=0.0)
     assert not torch.equal(
@@ -86,9 +143,12 @@ def test_inputs_not_given_do_not_matter():
 def test_frequencies_are_always_the_same_and_saved(tmp_path):
     import synopsis
 
-    process = SpectralRegression(dim_x=3, features=8)
+    process = SpectralRegression(dim_x=3, prior={"features": 8})
     process.save_pretrained(tmp_path)
-    assert torch.equal(synopsis.load(tmp_path).frequencies, SpectralRegression(3, 8).frequencies)
+    assert torch.equal(
+        synopsis.load(tmp_path).frequencies,
+        SpectralRegression(3, prior={"features": 8}).frequencies,
+    )
 
 
 def test_approaches_the_exact_gaussian_process():
@@ -101,6 +161,32 @@ def test_approaches_the_exact_gaussian_process():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="an even number of features, not 1 and 7"):
-        SpectralRegression(dim_x=1, features=7)
-    assert len(AMPLITUDES) * len(LENGTH_SCALES) == 9
+    with pytest.raises(ValueError, match="features must be even and at least 2, not 7"):
+        SpectralRegression(dim_x=1, prior={"features": 7})
+    assert Prior().experts == 9
+
+
+@pytest.mark.parametrize(
+    ("beliefs", "named"),
+    [
+        ({"lengths": [1.0]}, "lengths"),
+        ({"features": 7}, "7"),
+        ({"length_scales": []}, "length_scales"),
+        ({"amplitudes": [1.0, 0.0]}, "amplitudes"),
+        ({"noise_variance": -1.0}, "-1.0"),
+    ],
+)
+def test_beliefs_that_cannot_be_held_are_named(beliefs, named):
+    with pytest.raises(ValueError, match=re.escape(named)):
+        SpectralRegression(dim_x=1, prior=beliefs)
+
+
+def test_beliefs_that_are_true_predict_better_than_the_default():
+    task = GaussianProcessTask(kernel="rbf")
+    true = {"features": 128, "length_scales": [0.1, 0.15, 0.22, 0.33, 0.5]}
+    true |= {"amplitudes": [100.0, 1000.0], "noise_variance": 8e-4}
+    scores = [
+        evaluate(SpectralRegression(dim_x=1, prior=prior), task, 10, 16, 0)
+        for prior in (None, true)
+    ]
+    assert scores[1].log_likelihood.value > scores[0].log_likelihood.value + 0.3

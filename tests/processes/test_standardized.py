@@ -192,11 +192,11 @@ def test_an_input_never_given_in_the_warmup_is_ignored_from_then_on():
     assert torch.isfinite(process.predict(absorb(process, x, y), wild).mean).all()
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
 def test_values_that_would_poison_the_state_are_refused(value):
     process, (x, y) = linear(), stream(5)
     y[0, 2] = value
-    with pytest.raises(ValueError, match=r"y holds (nan|inf) in column 0 of point 2, stream 0"):
+    with pytest.raises(ValueError, match=r"y holds -?inf in column 0 of point 2, stream 0"):
         absorb(process, x, y)
     x, y = stream(5)
     x[0, 1, 1] = torch.inf

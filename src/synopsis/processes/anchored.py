@@ -8,8 +8,9 @@ regression, whatever the scale of the data, and the network learns where to leav
 in any order, so the whole is one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,8 +23,6 @@ from synopsis.processes.base import Process
 from synopsis.processes.cmanp import Trunk
 from synopsis.processes.heads import Gaussian, MixtureHead, PredictiveDistribution
 from synopsis.processes.spectral import (
-    AMPLITUDES,
-    LENGTH_SCALES,
     Experts,
     SpectralRegression,
     SpectralState,
@@ -31,8 +30,6 @@ from synopsis.processes.spectral import (
 from synopsis.states import State, check_streams
 
 _EMBEDDING_DEPTH = 4
-_EXPERTS = len(AMPLITUDES) * len(LENGTH_SCALES)
-_ANCHOR_FEATURES = 4 + 3 * _EXPERTS
 _FAMILIAR_COUNT = 2000.0  # contexts in training are no longer; beyond, the count says "many"
 
 
@@ -79,6 +76,7 @@ class AnchoredCMANP(Process):
         latents: learned queries per block.
         components: of the predictive mixture of Gaussians.
         dim_y: 1, for symmetry with the other processes.
+        prior: of the regressions: departures from :class:`synopsis.processes.spectral.Prior`, by name.
 
     Example:
         >>> import torch
@@ -99,14 +97,18 @@ class AnchoredCMANP(Process):
         latents: int = 32,
         components: int = 5,
         dim_y: int = 1,
+        prior: Mapping[str, Any] | None = None,
     ) -> None:
         if dim_y != 1:
             raise ValueError(f"an anchored process predicts one output, not {dim_y}")
         sizes = {"dim": dim, "heads": heads, "blocks": blocks, "latents": latents}
         super().__init__(dim_x=dim_x, dim_y=dim_y, **sizes, components=components)
-        self.regression = SpectralRegression(dim_x)
+        if prior:  # not otherwise: states name their process by its configuration
+            self.config["prior"] = dict(prior)
+        self.regression = SpectralRegression(dim_x, prior=prior)
+        opinions = 4 + 3 * self.regression.beliefs.experts
         self.embed_context = perceptron(2 * dim_x + 1, dim, dim, _EMBEDDING_DEPTH)
-        self.embed_target = perceptron(2 * dim_x + _ANCHOR_FEATURES, dim, dim, _EMBEDDING_DEPTH)
+        self.embed_target = perceptron(2 * dim_x + opinions, dim, dim, _EMBEDDING_DEPTH)
         self.trunk = Trunk(dim, heads, blocks, latents, residual="raw")
         self.head = MixtureHead(dim, 1, components)
 
@@ -168,11 +170,17 @@ class AnchoredCMANP(Process):
         """Condition on a context and predict; in training mode by one fused, differentiable sweep."""
         if not self.training:
             return super().forward(xc, yc, xt, mask)
+        return self._predict(*self._sweep(xc, yc, mask), xt)
+
+    def _sweep(
+        self, xc: Tensor, yc: Tensor, mask: Tensor | None
+    ) -> tuple[SpectralState, list[Tensor]]:
+        """The regressions' sums and the blocks' answers, in one differentiable sweep."""
         self.check_points(xc, yc)
         answers = self.trunk.encode(self._embed(xc, yc, mask), mask)
         with torch.no_grad():
             sums = self.regression.update(self.regression.init((len(xc),)), xc, yc, mask)
-        return self._predict(sums, answers, xt)
+        return sums, answers
 
     def _embed(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         features = torch.cat([_inputs(x), _compress(y)], dim=-1)
@@ -186,12 +194,18 @@ class AnchoredCMANP(Process):
     ) -> PredictiveDistribution:
         experts = self.regression.experts(sums, xt)
         anchor = experts.moments()
-        opinion = _opinion(experts, anchor).to(xt.dtype)
-        count = (sums.count.clamp(max=_FAMILIAR_COUNT).to(xt.dtype).log1p() / 4.0)[:, None, None]
-        features = torch.cat([_inputs(xt), opinion, count.expand(-1, xt.shape[1], -1)], dim=-1)
-        residual = self.head(self.trunk.decode(self.embed_target(features), answers))
+        described = self._describe(xt, experts, anchor, sums.count)
+        residual = self.head(self.trunk.decode(described, answers))
         anchored: PredictiveDistribution = residual.affine(anchor.mean, anchor.stddev)
         return anchored
+
+    def _describe(self, xt: Tensor, experts: Experts, anchor: Gaussian, count: Tensor) -> Tensor:
+        """Targets for the decoder: their inputs, what the regressions say of them, and how much was seen."""
+        opinion = _opinion(experts, anchor).to(xt.dtype)
+        seen = (count.clamp(max=_FAMILIAR_COUNT).to(xt.dtype).log1p() / 4.0)[:, None, None]
+        features = torch.cat([_inputs(xt), opinion, seen.expand(-1, xt.shape[1], -1)], dim=-1)
+        described: Tensor = self.embed_target(features)
+        return described
 
 
 def _opinion(experts: Experts, anchor: Gaussian) -> Float[Tensor, "batch targets features"]:

@@ -4,21 +4,21 @@ A process maps a context of (x, y) pairs and target inputs to a predictive distr
 module holds weights only; what was seen is a state, and every method is pure.
 """
 
-import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import safetensors.torch
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from synopsis.memory.base import Merges
 from synopsis.processes.heads import PredictiveDistribution
-from synopsis.states import write_atomic
+from synopsis.processes.missing import filled, guard
 from synopsis.tasks import Batch
+from synopsis.tasks.base import observed_points
+from synopsis.weight_files import read_folder, write_folder
 from synopsis.weights import Weights, fingerprint
 
 PROCESSES: dict[str, type["Process"]] = {}
@@ -30,14 +30,20 @@ class Process(nn.Module):
     Subclasses implement :meth:`init`, :meth:`update`, :meth:`predict`, and :meth:`merge` where it is exact; they
     declare ``merges``, call ``super().__init__`` with their constructor's arguments, and are found under their name
     in ``PROCESSES``, unless the class statement says ``abstract=True``.
+
+    A y of NaN is an output that was not observed. Subclasses never meet a point that lacks every output: ``update``,
+    ``forward``, ``loss`` and whatever else takes a batch get it masked out. :meth:`observed` says what they get of a
+    point that lacks some.
     """
 
     merges: ClassVar[Merges] = None
     bounded: ClassVar[bool] = True  # False for a process whose state grows with what it has seen
+    keeps_gaps: ClassVar[bool] = False  # True for one that takes NaN among the outputs of a point
     dim_x: int
     dim_y: int
 
     def __init_subclass__(cls, abstract: bool = False) -> None:
+        guard(cls, Process)
         if not abstract:
             PROCESSES[cls.__name__] = cls
 
@@ -60,6 +66,8 @@ class Process(nn.Module):
         mask: Bool[Tensor, "batch context"] | None = None,
     ) -> Any:
         """The state after these points as well; mask is True where a point is real.
+
+        A point whose outputs are all NaN is not seen, and not counted.
 
         In evaluation mode no graph is kept, so an endless stream needs no ``torch.no_grad``.
         """
@@ -85,8 +93,26 @@ class Process(nn.Module):
         """Condition on a context and predict: init, update, predict."""
         return self.predict(self.update(self.init((len(xc),)), xc, yc, mask), xt)
 
+    def observed(
+        self,
+        yc: Float[Tensor, "batch context dim_y"],
+        mask: Bool[Tensor, "batch context"] | None = None,
+    ) -> tuple[Float[Tensor, "batch context dim_y"], Bool[Tensor, "batch context"] | None]:
+        """Outputs and mask as this process is given them; unchanged where no output of a real point is NaN.
+
+        A point that lacks every output is masked out. One that lacks some has 0 for them, the mean of standardised
+        data, unless ``keeps_gaps``. To a process without weights, which cannot have learned that 0 may mean nothing,
+        it is not shown.
+        """
+        mask = observed_points(yc, mask)
+        if mask is None:
+            return yc, None
+        if next(self.parameters(), None) is None:
+            return yc, mask & ~yc.isnan().any(-1)
+        return yc if self.keeps_gaps else filled(yc), mask
+
     def loss(self, batch: Batch) -> Tensor:
-        """Negative mean log-likelihood of the real targets, nats per target."""
+        """Negative mean log-likelihood of the real targets, nats per target with any output; missing ones add 0."""
         real, xt, yt = batch.target_mask, batch.xt, batch.yt
         if real is not None:  # what stands in padding may be NaN, and must not reach a gradient
             xt, yt = (t.masked_fill(~real.unsqueeze(-1), 0.0) for t in (xt, yt))
@@ -115,12 +141,8 @@ class Process(nn.Module):
             folder: made if it does not exist.
             dtype: of the weights on disk; None keeps theirs.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.to(dtype or v.dtype).contiguous() for k, v in self.state_dict().items()}
         config = {"process": type(self).__name__, "arguments": self.config}
-        write_atomic(folder / "model.safetensors", safetensors.torch.save(weights))
-        write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+        write_folder(Path(folder), self, config, dtype)
 
     def check_belongs(self, state: Any) -> None:
         """Raise ValueError unless this process made the state."""
@@ -137,6 +159,9 @@ class Process(nn.Module):
             raise ValueError(
                 f"y must be {(*x.shape[:2], self.dim_y)} to go with x {tuple(x.shape)}, not {tuple(y.shape)}"
             )
+
+
+guard(Process, Process)
 
 
 def build(config: Mapping[str, Any]) -> Process:
@@ -169,18 +194,10 @@ def load(source: Path | str) -> Process:
     """
     folder = _folder(source)
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config, weights = read_folder(folder)
         process = build(config)
-        weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
-        process.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    except (
-        OSError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        ValueError,
-        safetensors.SafetensorError,
-    ) as error:
+        process.load_state_dict(weights)
+    except (KeyError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder} does not hold a whole process: {error}") from error
     return process.eval()
 

@@ -22,6 +22,7 @@ from synopsis.processes.conditional import Points, context_of, everything_of
 from synopsis.processes.context import ContextProcess, blank
 from synopsis.processes.heads import Gaussian
 from synopsis.processes.latent import Ensemble, at_least_one, log_mean_exp
+from synopsis.processes.missing import filled
 from synopsis.processes.pooling import (
     GP,
     AttendedEncodings,
@@ -82,6 +83,7 @@ class BNP(ContextProcess):
         torch.Size([1, 5, 1])
     """
 
+    keeps_gaps: ClassVar[bool] = True  # what is missing has no residual
     encodings_type: ClassVar[type[PooledEncodings] | type[AttendedEncodings]] = PooledEncodings
 
     def __init__(
@@ -110,7 +112,8 @@ class BNP(ContextProcess):
         mask: Bool[Tensor, "batch context"] | None,
     ) -> Ensemble:
         """Predict from a context in one differentiable pass."""
-        context, base = in_order_of_values(Points(xc, yc, mask)), self.encodings(xc, yc, xt, mask)
+        context = in_order_of_values(Points(xc, yc, mask))
+        base = self.encodings(xc, filled(yc), xt, mask)
         draws = self._fixed_draws(xc.shape[1]).to(xc.device)
         rows = max(1, len(xc) * max(xc.shape[1], xt.shape[1]))
         groups = draws.split(max(1, _ROWS // rows), dim=1)
@@ -128,7 +131,7 @@ class BNP(ContextProcess):
         context, points = context_of(batch), everything_of(batch)
         self.check_points(context.x, context.y)
         self.check_points(points.x, points.y)
-        base = self.encodings(context.x, context.y, points.x, context.real)
+        base = self.encodings(context.x, filled(context.y), points.x, context.real)
         shape = (2, self.config["train_samples"], *context.x.shape[:2])
         draws = torch.rand(shape, dtype=torch.float64, device=context.x.device)
         copies = self._bootstrapped(in_order_of_values(context), points.x, base, draws)
@@ -153,16 +156,19 @@ class BNP(ContextProcess):
             draws: the numbers that choose points and residuals.
 
         Returns:
-            Outputs at the context's own inputs, 0 in padding. No gradient reaches them.
+            Outputs at the context's own inputs, 0 in padding and where the context lacks one. No gradient reaches them.
         """
         number, real = context.number.unsqueeze(-1), context.real
         chosen = resampled(context.together, number, draws[0])
         x, y = chosen.split((self.dim_x, self.dim_y), dim=-1)
         fit = self.decoder(context.x, self._encodings_of(Points(x, y, real), context.x))
-        residual = resampled((context.y - fit.mean) / fit.stddev, number, draws[1])
+        missing = context.y.isnan()  # as if it were where the fit has it
+        residual = ((context.y - fit.mean) / fit.stddev).masked_fill(missing, 0.0)
+        residual = resampled(residual, number, draws[1])
         flat = real if real is None else real.repeat(len(residual), 1)
         centre = pooled(residual.flatten(0, 1), flat).view(*residual.shape[:2], 1, -1)
-        return blank(fit.mean + fit.stddev * (residual - centre), real).to(context.y)
+        outputs = blank(fit.mean + fit.stddev * (residual - centre), real)
+        return outputs.masked_fill(missing, 0.0).to(context.y)
 
     def _encodings_of(self, copies: Points, at: Float[Tensor, "batch targets dim_x"]) -> Encodings:
         """Encodings of (copies, batch, points) contexts, with copies and streams on axes of their own."""

@@ -19,6 +19,7 @@ from synopsis.memory.base import Merges
 from synopsis.processes.base import Process
 from synopsis.processes.context import ContextProcess, blank
 from synopsis.processes.heads import Gaussian, PredictiveDistribution
+from synopsis.processes.missing import filled
 from synopsis.processes.pooling import (
     GP,
     AttendedEncodings,
@@ -32,7 +33,7 @@ from synopsis.tasks import Batch
 
 
 class Points(NamedTuple):
-    """Points with 0 in padding; real is None when there is none."""
+    """Points with 0 in padding and NaN for missing outputs; real is None when there is no padding."""
 
     x: Float[Tensor, "batch points dim_x"]
     y: Float[Tensor, "batch points dim_y"]
@@ -40,8 +41,8 @@ class Points(NamedTuple):
 
     @property
     def together(self) -> Float[Tensor, "batch points dim"]:
-        """Inputs and outputs side by side."""
-        return torch.cat([self.x, self.y], dim=-1)
+        """Inputs and outputs side by side, 0 for what is missing."""
+        return torch.cat([self.x, filled(self.y)], dim=-1)
 
     @property
     def number(self) -> Int[Tensor, " batch"]:
@@ -143,7 +144,7 @@ class PooledProcess(Process, abstract=True):
         self.check_belongs(state)
         check_streams(state, len(xc))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
-            points = Points(blank(xc, mask), blank(yc, mask), mask).together
+            points = blank(torch.cat([xc, yc], dim=-1), mask)
             encoders = (self.encodings.first, self.encodings.second)
             totals = torch.stack([encoder.total(points, mask) for encoder in encoders], dim=1)
             count = state.count + (xc.shape[1] if mask is None else mask.sum(-1))

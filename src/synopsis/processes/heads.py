@@ -1,7 +1,8 @@
 """Predictive distributions, and the heads that turn a target's features into one.
 
 Both kinds have batch shape (batch, targets) and event shape (dim_y,): ``log_prob`` sums over the outputs, while
-``quantile``, ``cdf`` and ``crps`` speak of each output by itself.
+``quantile``, ``cdf`` and ``crps`` speak of each output by itself. An output that was not observed, NaN, adds nothing to
+``log_prob`` and has no cdf or crps (NaN).
 """
 
 from typing import Any, cast
@@ -13,6 +14,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.nn import functional as F
 
 from synopsis.calibration import crps_gaussian, crps_gaussian_mixture
+from synopsis.processes.missing import scored
 
 _BISECTIONS = 60  # halvings of the bracket: beyond the precision of float64
 _LARGEST_LOG_STDDEV = 12.0
@@ -32,6 +34,11 @@ class Gaussian(Independent):
         stddev: Float[Tensor, "batch targets dim_y"],
     ) -> None:
         super().__init__(Normal(mean, stddev, validate_args=False), 1, validate_args=False)
+
+    def log_prob(self, value: Float[Tensor, "batch targets dim_y"]) -> Tensor:
+        """Log-density of the observed outputs of each target, nats."""
+        each, missing = scored(self.base_dist.log_prob, value, self.mean)
+        return each.masked_fill(missing, 0.0).sum(-1)
 
     def quantile(self, q: float | Tensor) -> Float[Tensor, "batch targets dim_y"]:
         """The q-quantile of each output, 0 < q < 1."""
@@ -84,6 +91,11 @@ class GaussianMixture(Independent):
         mixture = cast(MixtureSameFamily, self.base_dist)
         parts = cast(Normal, mixture.component_distribution)
         return mixture.mixture_distribution.logits, parts.loc, parts.scale
+
+    def log_prob(self, value: Float[Tensor, "batch targets dim_y"]) -> Tensor:
+        """Log-density of the observed outputs of each target, nats."""
+        each, missing = scored(self.base_dist.log_prob, value, self._parts[1][..., 0])
+        return each.masked_fill(missing, 0.0).sum(-1)
 
     def quantile(self, q: float | Tensor) -> Float[Tensor, "batch targets dim_y"]:
         """The q-quantile of each output, 0 < q < 1, by bisection between the components' own quantiles."""

@@ -9,9 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from synopsis.memory.layers import perceptron
+from synopsis.processes.cholesky_gaussian import CholeskyGaussian
 from synopsis.processes.context import ContextProcess, blank
 from synopsis.processes.heads import Gaussian, wide
-from synopsis.processes.joint_gaussians import CholeskyGaussian, JointGaussian, LowRankGaussian
+from synopsis.processes.joint_gaussians import JointGaussian, LowRankGaussian
+from synopsis.processes.missing import filled
 from synopsis.processes.transformer import TransformerLayer
 from synopsis.tasks import Batch
 
@@ -164,9 +166,9 @@ class JointProcess:
         raise NotImplementedError
 
     def joint(self, batch: Batch) -> JointGaussian:
-        """The joint distribution of all real targets of a batch, given its context."""
+        """The joint distribution of all targets of a batch that are real and not without outputs, given its context."""
         seen, asked = batch.context_mask, batch.target_mask
-        points = (blank(batch.xc, seen), blank(batch.yc, seen), blank(batch.xt, asked))
+        points = (blank(batch.xc, seen), filled(blank(batch.yc, seen)), blank(batch.xt, asked))
         return self.jointly(*points, seen, asked)
 
     def score(self, batch: Batch) -> tuple[Float[Tensor, " batch"], Gaussian]:

@@ -16,12 +16,14 @@ from torch.nn import functional as F
 
 from synopsis.processes.context import blank
 from synopsis.processes.heads import Gaussian
+from synopsis.tasks.base import surely_complete
 
 
 class JointGaussian(Distribution):
     """One Gaussian over all outputs of all targets of a task; subclasses say how its covariance is held.
 
-    ``mean``, ``stddev``, ``quantile``, ``cdf`` and ``crps`` speak of each output by itself.
+    ``mean``, ``stddev``, ``quantile``, ``cdf`` and ``crps`` speak of each output by itself. ``log_prob`` is of the
+    outputs that are observed, not NaN: the density of their marginal.
 
     Args:
         mean: of each output.
@@ -102,16 +104,26 @@ class JointGaussian(Distribution):
         """Continuous ranked probability score of each output, in the units of y; 0 is perfect."""
         return self.marginals.crps(value)
 
-    def _residual(self, value: Tensor) -> Float[Tensor, "*sample_batch numbers"]:
-        """Distance from the mean in float64, 0 in padding."""
-        return blank(value.double() - self.mean.double(), self.real).flatten(-2)
+    def _residual(
+        self, value: Tensor, missing: Tensor | None
+    ) -> Float[Tensor, "*sample_batch numbers"]:
+        """Distance from the mean in float64, 0 in padding and where there is no value."""
+        residual = blank(value.double() - self.mean.double(), self.real).flatten(-2)
+        return residual if missing is None else residual.masked_fill(missing, 0.0)
+
+    def _missing(self, value: Tensor) -> Bool[Tensor, "*sample_batch numbers"] | None:
+        """Which outputs of real targets have no value; None where surely none, which costs a density nothing."""
+        value = blank(value, self.real)
+        return None if surely_complete(value) else value.isnan().flatten(-2)
 
     def _log_density(
-        self, squares: Tensor, log_determinant: Tensor
+        self, squares: Tensor, log_determinant: Tensor, missing: Tensor | None
     ) -> Float[Tensor, "*sample_batch"]:
         count: Tensor | int = self.numbers
         if self.real is not None:
             count = self.real.sum(-1, dtype=torch.float64) * self.event_shape[-1]
+        if missing is not None:
+            count = count - missing.sum(-1)
         density = -0.5 * (squares + count * math.log(2 * math.pi)) - log_determinant
         return density.to(self.mean.dtype)
 
@@ -148,7 +160,7 @@ class LowRankGaussian(JointGaussian):
     ) -> None:
         super().__init__(mean, real)
         if real is not None:  # log 1 = 0, and a row of zeros leaves F Fᵀ of the others alone
-            factor = blank(factor, _outputs(real, mean))
+            factor = blank(factor, outputs_of(real, mean))
             stddev = stddev.masked_fill(~real.unsqueeze(-1), 1.0)
         self.factor, self.own = factor, stddev
 
@@ -169,18 +181,21 @@ class LowRankGaussian(JointGaussian):
         return self.factor @ self.factor.mT + torch.diag_embed(self.own.square().flatten(-2))
 
     def log_prob(self, value: Float[Tensor, "*sample_batch targets dim_y"]) -> Tensor:
-        """Joint log-density of all real targets, nats per task."""
-        own = self.own.double().flatten(-2)
-        rows = self.factor.double() / own.unsqueeze(-1)
+        """Joint log-density of all observed outputs of real targets, nats per task."""
+        missing = self._missing(value)
+        own, rows = self.own.double().flatten(-2), self.factor.double()
+        if missing is not None:  # as in padding
+            own, rows = own.masked_fill(missing, 1.0), blank(rows, ~missing)
+        rows = rows / own.unsqueeze(-1)
         rank = rows.shape[-1]
         identity = torch.eye(rank, dtype=rows.dtype, device=rows.device)
         stacked = torch.cat([rows, identity.expand(*rows.shape[:-2], rank, rank)], dim=-2)
         basis, triangle = torch.linalg.qr(stacked)
-        white = F.pad(self._residual(value) / own, (0, rank)).unsqueeze(-1)
+        white = F.pad(self._residual(value, missing) / own, (0, rank)).unsqueeze(-1)
         left = white - basis @ (basis.mT @ white)
         diagonal = triangle.diagonal(dim1=-2, dim2=-1).abs()
         return self._log_density(
-            left.square().sum((-2, -1)), diagonal.log().sum(-1) + own.log().sum(-1)
+            left.square().sum((-2, -1)), diagonal.log().sum(-1) + own.log().sum(-1), missing
         )
 
     def from_noise(self, noise: Float[Tensor, "*sample_batch noise"]) -> Tensor:
@@ -196,117 +211,46 @@ class LowRankGaussian(JointGaussian):
 
     def affine(self, loc: Tensor | float, scale: Tensor | float) -> "LowRankGaussian":
         """The distribution of loc + scale·Y, scale > 0 and for each output by itself."""
-        mean, factor = loc + scale * self.mean, self.factor * _rows(scale, self.mean)
+        mean, factor = loc + scale * self.mean, self.factor * rows_of(scale, self.mean)
         return LowRankGaussian(mean, factor, scale * self.own, self.real)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "LowRankGaussian":
         """The same distribution over a larger batch."""
         parts = (self.mean, self.factor, self.own)
         mean, factor, own = (part.expand(*batch_shape, *part.shape[-2:]) for part in parts)
-        return LowRankGaussian(mean, factor, own, _expanded(self.real, batch_shape))
+        return LowRankGaussian(mean, factor, own, expanded(self.real, batch_shape))
 
 
-class CholeskyGaussian(JointGaussian):
-    """Σ = L Lᵀ with a lower triangle L, as the neural-process papers have it.
-
-    Args:
-        mean: of each output.
-        scale_tril: L, with a positive diagonal; rows and columns target-major.
-        real: True where a target is real; None when all are.
-    """
-
-    def __init__(
-        self,
-        mean: Float[Tensor, "*batch targets dim_y"],
-        scale_tril: Float[Tensor, "*batch numbers numbers"],
-        real: Bool[Tensor, "*batch targets"] | None = None,
-    ) -> None:
-        super().__init__(mean, real)
-        if real is not None:
-            outputs = _outputs(real, mean)
-            kept = blank(blank(scale_tril, outputs).mT, outputs).mT
-            scale_tril = kept + torch.diag_embed((~outputs).to(kept))
-        self.scale_tril = scale_tril
-
-    @classmethod
-    def from_factor(
-        cls,
-        mean: Float[Tensor, "*batch targets dim_y"],
-        factor: Float[Tensor, "*batch numbers rank"],
-        real: Bool[Tensor, "*batch targets"] | None = None,
-        bounded: bool = False,
-    ) -> "CholeskyGaussian":
-        """L = tril(P Pᵀ), which depends on the order of the targets.
-
-        Args:
-            mean: of each output.
-            factor: P, a row for each output.
-            real: True where a target is real.
-            bounded: the diagonal is 0.05 + 0.95·tanh(‖p‖²) instead of ‖p‖², which has no floor.
-        """
-        wide = factor.double()  # which automatic mixed precision leaves alone
-        product = (wide @ wide.mT).to(factor.dtype)
-        if bounded:
-            diagonal = 0.05 + 0.95 * factor.square().sum(-1).tanh()
-            return cls(mean, product.tril(-1) + torch.diag_embed(diagonal), real)
-        return cls(mean, product.tril(), real)
-
-    @property
-    def variance(self) -> Float[Tensor, "*batch targets dim_y"]:
-        """Variance of each output."""
-        return self.scale_tril.square().sum(-1).unflatten(-1, self.event_shape)
-
-    @property
-    def covariance_matrix(self) -> Float[Tensor, "*batch numbers numbers"]:
-        """The whole matrix, which nothing here needs."""
-        return self.scale_tril @ self.scale_tril.mT
-
-    def log_prob(self, value: Float[Tensor, "*sample_batch targets dim_y"]) -> Tensor:
-        """Joint log-density of all real targets, nats per task."""
-        lower, residual = self.scale_tril.double(), self._residual(value).unsqueeze(-1)
-        white = torch.linalg.solve_triangular(lower, residual, upper=False)
-        log_determinant = lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return self._log_density(white.square().sum((-2, -1)), log_determinant)
-
-    def from_noise(self, noise: Float[Tensor, "*sample_batch noise"]) -> Tensor:
-        """The draw that these standard normal numbers stand for."""
-        moved = (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
-        return self.mean + moved.unflatten(-1, self.event_shape)
-
-    def masked(self, real: Bool[Tensor, "*batch targets"]) -> "CholeskyGaussian":
-        """The distribution of the real targets without the others' rows and columns of L.
-
-        This is what the heads would have predicted had only the real targets been asked for; it is not their marginal.
-        """
-        real = real if self.real is None else real & self.real
-        return CholeskyGaussian(self.mean, self.scale_tril, real)
-
-    def affine(self, loc: Tensor | float, scale: Tensor | float) -> "CholeskyGaussian":
-        """The distribution of loc + scale·Y, scale > 0 and for each output by itself."""
-        lower = self.scale_tril * _rows(scale, self.mean)
-        return CholeskyGaussian(loc + scale * self.mean, lower, self.real)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "CholeskyGaussian":
-        """The same distribution over a larger batch."""
-        parts = (self.mean, self.scale_tril)
-        mean, lower = (part.expand(*batch_shape, *part.shape[-2:]) for part in parts)
-        return CholeskyGaussian(mean, lower, _expanded(self.real, batch_shape))
-
-
-def _outputs(real: Tensor, mean: Tensor) -> Bool[Tensor, "*batch numbers"]:
+def outputs_of(real: Tensor, mean: Tensor) -> Bool[Tensor, "*batch numbers"]:
     """Targets' mask for their outputs."""
     return real.unsqueeze(-1).expand(*real.shape, mean.shape[-1]).flatten(-2)
 
 
-def _rows(scale: Tensor | float, mean: Tensor) -> Tensor | float:
+def without(
+    lower: Float[Tensor, "*batch numbers numbers"], missing: Bool[Tensor, "*sample_batch numbers"]
+) -> Float[Tensor, "*sample_batch numbers numbers"]:
+    """The triangle of the covariance that is the same among other outputs, and among the missing the identity.
+
+    It is that of the missing rows' unit vectors, on columns of their own, beside the rows of the others: Σ = A Aᵀ with
+    Aᵀ = QR is Rᵀ R. No covariance is formed, whose condition would be squared.
+    """
+    kept = blank(lower, ~missing)
+    units = torch.diag_embed(missing.to(kept)).expand_as(kept)
+    _, triangle = torch.linalg.qr(torch.cat([kept, units], dim=-1).mT)
+    signs = triangle.diagonal(dim1=-2, dim2=-1).sgn()
+    return (triangle * signs.unsqueeze(-1)).mT
+
+
+def rows_of(scale: Tensor | float, mean: Tensor) -> Tensor | float:
     """A scale of outputs, as a scale of rows."""
     if not isinstance(scale, Tensor):
         return scale
     return scale.expand(mean.shape).flatten(-2).unsqueeze(-1)
 
 
-def _expanded(real: Tensor | None, batch_shape: Any) -> Tensor | None:
+def expanded(real: Tensor | None, batch_shape: Any) -> Tensor | None:
+    """A mask over a larger batch."""
     return None if real is None else real.expand(*batch_shape, real.shape[-1])
 
 
-__all__ = ["CholeskyGaussian", "JointGaussian", "LowRankGaussian"]
+__all__ = ["JointGaussian", "LowRankGaussian", "expanded", "outputs_of", "rows_of", "without"]

@@ -27,6 +27,7 @@ from synopsis.processes.conditional import (
 )
 from synopsis.processes.context import ContextProcess
 from synopsis.processes.heads import Gaussian, GaussianMixture
+from synopsis.processes.missing import filled, scored
 from synopsis.processes.pooling import (
     GP,
     AttendedEncodings,
@@ -68,10 +69,11 @@ class Ensemble(GaussianMixture):
         return cls(samples.mean.movedim(0, -1), samples.stddev.movedim(0, -1))
 
     def log_prob(self, value: Float[Tensor, "batch targets dim_y"]) -> Tensor:
-        """Log-density of all outputs of a point together, nats."""
+        """Log-density of the observed outputs of a point together, nats."""
         _, means, stddevs = self._parts
-        each = torch.distributions.Normal(means, stddevs, validate_args=False)
-        return log_mean_exp(each.log_prob(value.unsqueeze(-1)).sum(-2), dim=-1)
+        parts = Normal(means, stddevs, validate_args=False)
+        each, missing = scored(lambda y: parts.log_prob(y.unsqueeze(-1)), value, means[..., 0])
+        return log_mean_exp(each.masked_fill(missing.unsqueeze(-1), 0.0).sum(-2), dim=-1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws; the outputs of a point are drawn from the same component."""
@@ -224,7 +226,7 @@ def bound(process: NP | ANP, batch: Batch) -> Tensor:
     context, points = context_of(batch), everything_of(batch)
     process.check_points(context.x, context.y)
     process.check_points(points.x, points.y)
-    path, second = process.encodings(context.x, context.y, points.x, context.real)
+    path, second = process.encodings(context.x, filled(context.y), points.x, context.real)
     prior = latent_of(second)
     posterior = latent_of(process.encodings.second(points.together, points.real))
     draws = posterior.rsample((process.config["train_samples"],))

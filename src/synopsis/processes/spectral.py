@@ -13,8 +13,9 @@ so that an outlier does not fall where no neighbour can be.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,14 +23,60 @@ from torch import Tensor
 
 from synopsis.memory.base import Merges
 from synopsis.processes.base import Process
-from synopsis.processes.heads import Gaussian, GaussianMixture
+from synopsis.processes.experts import Experts
+from synopsis.processes.heads import GaussianMixture
 from synopsis.states import State, check_streams
 
-LENGTH_SCALES = (0.25, 0.7, 2.0)  # in standard deviations of an input, for one input
-AMPLITUDES = (1.0, 30.0, 1000.0)  # prior variance of the function in units of the noise's
 _LINE = 10.0  # prior variance of intercept and slopes in units of the noise's
-_SHAPE, _RATE = 2.0, 0.02  # inverse-gamma prior of the noise variance
+_SHAPE = 2.0  # of the inverse-gamma prior of the noise variance; the flattest whole one with a mean
 _PIECE = 4096  # rows whose features exist at once
+
+
+class Prior(NamedTuple):
+    """What is believed of the function before anything was seen; the defaults suit standardised data of any kind.
+
+    Args:
+        features: Fourier features per length-scale, even.
+        length_scales: in the units of an input, for one input.
+        amplitudes: variances of the function, in units of the noise's.
+        noise_variance: mean of the variance of the noise, in the units of y².
+
+    Example:
+        >>> Prior.of({"length_scales": [0.5]}).length_scales
+        (0.5,)
+    """
+
+    features: int = 64
+    length_scales: tuple[float, ...] = (0.25, 0.7, 2.0)
+    amplitudes: tuple[float, ...] = (1.0, 30.0, 1000.0)
+    noise_variance: float = 0.02
+
+    @classmethod
+    def of(cls, beliefs: Mapping[str, Any] | None) -> "Prior":
+        """The prior that differs from the default by these beliefs, as an experiment or a configuration has them.
+
+        Raises:
+            ValueError: for a name that is unknown, or a number that is not positive.
+        """
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in (beliefs or {}).items()}
+        unknown = sorted(given.keys() - set(cls._fields))
+        if unknown:
+            raise ValueError(f"a prior has no {unknown[0]!r}; it has {', '.join(cls._fields)}")
+        prior = cls(**given)
+        if prior.features < 2 or prior.features % 2:
+            raise ValueError(f"features must be even and at least 2, not {prior.features}")
+        for name in ("length_scales", "amplitudes"):
+            values = getattr(prior, name)
+            if not values or min(values) <= 0:
+                raise ValueError(f"{name} must be one or more positive numbers, not {values}")
+        if prior.noise_variance <= 0:
+            raise ValueError(f"noise_variance must be positive, not {prior.noise_variance}")
+        return prior
+
+    @property
+    def experts(self) -> int:
+        """How many regressions there are: one for each length-scale and amplitude."""
+        return len(self.length_scales) * len(self.amplitudes)
 
 
 @dataclass(frozen=True)
@@ -58,29 +105,6 @@ class SpectralState(State):
             raise ValueError(f"sums are {found}; they must be {expected}")
 
 
-class Experts(NamedTuple):
-    """The posterior under every length-scale and amplitude.
-
-    Args:
-        mean: predicted by each expert.
-        stddev: of an observation, by each expert.
-        log_weight: log posterior probability of each expert.
-        noise: each expert's posterior mean of the noise variance.
-    """
-
-    mean: Float[Tensor, "batch targets experts"]
-    stddev: Float[Tensor, "batch targets experts"]
-    log_weight: Float[Tensor, "batch experts"]
-    noise: Float[Tensor, "batch experts"]
-
-    def moments(self) -> Gaussian:
-        """Mean and standard deviation of the experts' mixture."""
-        weight = self.log_weight.exp().unsqueeze(1)
-        mean = (weight * self.mean).sum(-1, keepdim=True)
-        spread = self.stddev.square() + (self.mean - mean).square()
-        return Gaussian(mean, (weight * spread).sum(-1, keepdim=True).sqrt())
-
-
 class SpectralRegression(Process):
     """Evidence-weighted Bayesian regressions on random Fourier features, for inputs and outputs of about unit size.
 
@@ -88,8 +112,8 @@ class SpectralRegression(Process):
 
     Args:
         dim_x: number of inputs.
-        features: Fourier features per length-scale, even.
         dim_y: 1, for symmetry with the other processes.
+        prior: departures from :class:`Prior`, by name.
 
     Example:
         >>> import torch
@@ -101,23 +125,23 @@ class SpectralRegression(Process):
 
     merges: ClassVar[Merges] = "any order"
 
-    def __init__(self, dim_x: int, features: int = 64, dim_y: int = 1) -> None:
-        if dim_y != 1 or features < 2 or features % 2:
-            raise ValueError(
-                f"one output and an even number of features, not {dim_y} and {features}"
-            )
-        super().__init__(dim_x=dim_x, features=features, dim_y=dim_y)
+    def __init__(self, dim_x: int, dim_y: int = 1, prior: Mapping[str, Any] | None = None) -> None:
+        if dim_y != 1:
+            raise ValueError(f"a regression predicts one output, not {dim_y}")
+        self.beliefs = Prior.of(prior)
+        super().__init__(dim_x=dim_x, dim_y=dim_y, **({"prior": dict(prior)} if prior else {}))
+        features, amplitudes = self.beliefs.features, self.beliefs.amplitudes
         self.frequencies: Float[Tensor, "scales half dim_x"]
-        self.register_buffer("frequencies", _frequencies(features // 2, dim_x))
+        self.register_buffer("frequencies", _frequencies(self.beliefs, dim_x))
         size = 1 + dim_x + features
         self.rows, self.columns = torch.tril_indices(size, size)
-        self.prior = torch.full((len(AMPLITUDES), size), 1.0 / _LINE, dtype=torch.float64)
-        amplitudes = torch.tensor(AMPLITUDES, dtype=torch.float64)
-        self.prior[:, 1 + dim_x :] = 1.0 / amplitudes.unsqueeze(-1)
+        self.prior = torch.full((len(amplitudes), size), 1.0 / _LINE, dtype=torch.float64)
+        variances = torch.tensor(amplitudes, dtype=torch.float64)
+        self.prior[:, 1 + dim_x :] = 1.0 / variances.unsqueeze(-1)
 
     def init(self, batch_shape: tuple[int, ...] = (1,)) -> SpectralState:
         """A state that has seen nothing."""
-        scales, size = len(LENGTH_SCALES), self.prior.shape[-1]
+        scales, size = len(self.frequencies), self.prior.shape[-1]
         device = self.frequencies.device
         sums = torch.zeros(*batch_shape, scales, size, dtype=torch.float64, device=device)
         count = torch.zeros(batch_shape, dtype=torch.int64, device=device)
@@ -174,7 +198,10 @@ class SpectralRegression(Process):
         mean = torch.cholesky_solve(cross, factor)
         explained = (cross * mean).sum((-1, -2))
         shape = _SHAPE + state.count[:, None, None] / 2
-        rate = _RATE + (state.outputs[:, None, None] - explained).clamp(min=0.0) / 2
+        rate = (
+            self.beliefs.noise_variance * (_SHAPE - 1.0)
+            + (state.outputs[:, None, None] - explained).clamp(min=0.0) / 2
+        )
         volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         evidence = prior.log().sum(-1) / 2 - volume - shape * rate.log()
         noise = rate / (shape - 1)
@@ -189,6 +216,7 @@ class SpectralRegression(Process):
             _flat(variance.sqrt()),
             evidence.flatten(1).log_softmax(-1),
             noise.flatten(1),
+            whitened.flatten(1, 2),
         )
 
     def _factor(self, state: SpectralState, prior: Tensor) -> Tensor:
@@ -205,15 +233,17 @@ class SpectralRegression(Process):
         angle = torch.einsum("bnx,sfx->bsnf", x.asinh() / given.sqrt(), self.frequencies.double())
         waves = torch.cat([angle.cos(), angle.sin()], dim=-1) / math.sqrt(angle.shape[-1])
         line = torch.cat([torch.ones_like(given), x], dim=-1)
-        return torch.cat([line.unsqueeze(1).expand(-1, len(LENGTH_SCALES), -1, -1), waves], dim=-1)
+        return torch.cat(
+            [line.unsqueeze(1).expand(-1, len(self.frequencies), -1, -1), waves], dim=-1
+        )
 
 
-def _frequencies(number: int, dim_x: int) -> Float[Tensor, "scales half dim_x"]:
+def _frequencies(beliefs: Prior, dim_x: int) -> Float[Tensor, "scales half dim_x"]:
     """Gaussian frequencies of squared-exponential kernels, spread evenly and always the same."""
     sets = []
-    for seed, length in enumerate(LENGTH_SCALES):
+    for seed, length in enumerate(beliefs.length_scales):
         sobol = torch.quasirandom.SobolEngine(dim_x, scramble=True, seed=seed)
-        uniform = sobol.draw(number, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+        uniform = sobol.draw(beliefs.features // 2, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
         sets.append(torch.special.ndtri(uniform) / length)
     return torch.stack(sets).float()
 

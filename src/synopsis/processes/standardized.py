@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from synopsis.processes.base import Process, build
 from synopsis.processes.heads import PredictiveDistribution
+from synopsis.processes.missing import filled
 from synopsis.processes.scaling import FirstRows, Scale, Scaling
 from synopsis.states import State
 
@@ -79,7 +80,8 @@ class Standardized(Process):
     scale max(\\|y\\|, 1). Otherwise mean and standard deviation of the rows so far, for y times
     :func:`~synopsis.processes.scaling.widening`, because few values underrate their spread.
 
-    Streams of one batch may be at different rows; masks may make them so.
+    Streams of one batch may be at different rows; masks may make them so. A missing output, NaN, has no
+    part in the scaling and reaches the wrapped process as it came; a row without any is not a row.
 
     ``merges`` is what the wrapped process claims, and holds as it stands when the scaling is given
     to :meth:`init`. With a warm-up the first ``warmup`` rows choose the units: every split into
@@ -103,6 +105,8 @@ class Standardized(Process):
         >>> round(process.predict(state, torch.full((1, 1, 1), 1950.0)).mean.item(), -2)
         8500.0
     """
+
+    keeps_gaps: ClassVar[bool] = True  # 0 is not the mean in these units
 
     def __init__(
         self,
@@ -162,8 +166,8 @@ class Standardized(Process):
         """The state after these points as well; mask is True where a point is real.
 
         Raises:
-            ValueError: when shapes do not fit, a real point is not finite, or the state belongs to
-                another process.
+            ValueError: when shapes do not fit, a real point is infinite, an input of it is NaN to a
+                process that needs them all, or the state belongs to another process.
         """
         self._check_belongs(state)
         x, y = self._points(xc, yc, mask)
@@ -260,14 +264,14 @@ class Standardized(Process):
         return replace(state, inner=self.process.update(state.inner, x, y, mask))
 
     def _points(self, xc: Tensor, yc: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Checked points in float64; what is masked out may be anything and becomes 0."""
+        """Checked points in float64; what is masked out may be anything and becomes 0, a missing output stays NaN."""
         expected = (*xc.shape[:2], self.dim_y)
         if tuple(yc.shape) != expected:
             shapes = f"x {tuple(xc.shape)}, not {tuple(yc.shape)}"
             raise ValueError(f"y must be {expected} to go with {shapes}")
         if mask is not None:
             xc, yc = (v.masked_fill(~mask.unsqueeze(-1), 0.0) for v in (xc, yc))
-        _check_finite("y", yc)
+        _check_finite("y", filled(yc))
         return self._inputs(xc), yc.double()
 
     def _inputs(self, x: Tensor) -> Tensor:

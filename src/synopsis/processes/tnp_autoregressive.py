@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from synopsis.processes.context import ContextProcess, ContextState, blank
 from synopsis.processes.heads import GaussianHead, GaussianMixture, build_head
 from synopsis.processes.joint import joint_loss
+from synopsis.processes.missing import filled
 from synopsis.processes.tnp import TNPTrunk, inputs_only
 from synopsis.processes.transformer import TransformerLayer
 from synopsis.states import check_streams
@@ -79,15 +80,18 @@ class TNPA(ContextProcess):
         return self.target_log_likelihood(batch).sum(-1)
 
     def target_log_likelihood(self, batch: Batch) -> Float[Tensor, "batch targets"]:
-        """Log-density of each target given the context and the real targets before it, nats; 0 in padding."""
+        """Log-density of each target given the context and the real targets before it, nats; 0 in padding.
+
+        A missing output, NaN, is neither scored nor shown to the targets after it.
+        """
         self.check_points(batch.xc, batch.yc)
         self.check_points(batch.xt, batch.yt)
         seen, real = batch.context_mask, batch.target_mask
-        context = torch.cat([blank(batch.xc, seen), blank(batch.yc, seen)], dim=-1)
+        context = torch.cat([blank(batch.xc, seen), filled(blank(batch.yc, seen))], dim=-1)
         xt, yt = blank(batch.xt, real), blank(batch.yt, real)
         noisy = self.training and self.head.bounded
         shown = yt + _NOISE * torch.randn_like(yt) if noisy else yt
-        known = torch.cat([context, torch.cat([xt, shown], dim=-1)], dim=1)
+        known = torch.cat([context, torch.cat([xt, filled(shown)], dim=-1)], dim=1)
         features = self.trunk(known, inputs_only(xt, self.dim_y), _teacher_forcing(batch))
         log_likelihood: Tensor = self.head(features).log_prob(yt)
         return log_likelihood if real is None else log_likelihood.where(real, 0.0)

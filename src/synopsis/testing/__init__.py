@@ -20,7 +20,7 @@ from collections.abc import Callable
 from torch import nn
 
 from synopsis.processes import Process
-from synopsis.testing import learning, merging, states
+from synopsis.testing import learning, merging, missing, states
 from synopsis.testing.subject import TOLERANCE, Subject
 
 Check = Callable[[Subject], None]
@@ -53,6 +53,9 @@ PROCESS_CHECKS: tuple[Check, ...] = (
     learning.training_answers_as_conditioning,
     learning.evaluation_keeps_no_graph,
     learning.weights_survive_the_disk,
+    missing.points_without_outputs_change_nothing,
+    missing.half_observed_points_are_accepted,
+    missing.loss_leaves_out_missing_targets,
 )
 
 
