@@ -124,7 +124,7 @@ def test_divergence_is_one_line_and_exit_1(tmp_path, toml, monkeypatch):
     class Hopeless(GaussianProcessTask):
         def sample(self, batch_size, generator):
             batch = super().sample(batch_size, generator)
-            batch.yt.fill_(torch.nan)
+            batch.yt.fill_(torch.inf)
             return batch
 
     monkeypatch.setitem(TASKS, "gaussian_process", Hopeless)

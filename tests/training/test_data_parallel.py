@@ -10,7 +10,7 @@ import torch
 
 from synopsis.tasks.gaussian_process import batch_generator
 from synopsis.training.records import read_records
-from synopsis.training.registries import build_process, build_task
+from synopsis.training.registries import build_trainee, build_task
 from synopsis.training.seeds import derived_seed, own_randomness
 from tests.tolerances import FLOAT32
 from tests.training.small import experiment
@@ -48,7 +48,7 @@ def naive(wanted) -> list[float]:
     """Losses when two batches' gradients are averaged, with torch's own Adam and no library."""
     settings, task, losses = wanted.training, build_task(wanted), []
     with own_randomness(derived_seed(settings.seed, "weights")):
-        process = build_process(wanted)
+        process = build_trainee(wanted)
     optimizer = torch.optim.Adam(process.parameters())
     for step in range(settings.steps):
         optimizer.param_groups[0]["lr"] = settings.learning_rate

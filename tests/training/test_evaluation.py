@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,47 @@ def test_the_exact_process_has_no_gap_and_is_calibrated(knowing):
         assert abs(coverage.value - level) < 4 * coverage.standard_error
         binomial = math.sqrt(level * (1 - level) / 20_000)
         assert coverage.standard_error == pytest.approx(binomial, rel=0.25)
+
+
+class TaskWithGaps:
+    """Outputs missing one by one, and a target without any; what the mask hides is missing too."""
+
+    dim_x, dim_y = 2, 3
+
+    def sample(self, batch_size, generator):
+        batch = MaskedTask().sample(batch_size, generator)
+        gaps = torch.rand(batch.yt.shape, generator=generator) < 0.3
+        gaps[:, 0] = False
+        gaps[:, 1] = True
+        yc = batch.yc.masked_fill(torch.rand(batch.yc.shape, generator=generator) < 0.3, torch.nan)
+        return replace(batch, yc=yc, yt=batch.yt.masked_fill(gaps, torch.nan))
+
+
+def test_only_observed_outputs_are_scored():
+    process = small(dim_x=2, dim_y=3).eval()
+    scores = evaluate(process, TaskWithGaps(), batches=5, batch_size=3, seed=4)
+    logs, inside, distances = [], [], []
+    for batch in evaluation_batches(TaskWithGaps(), 5, 3, 4):
+        with torch.no_grad():
+            prediction = process(batch.xc, batch.yc, batch.xt)
+        real = (batch.target_mask & ~batch.yt.isnan().all(-1)).numpy()
+        assert 0 < real.sum() < batch.target_mask.sum()
+        mean, stddev, y = (
+            t.double().numpy()[real] for t in (prediction.mean, prediction.stddev, batch.yt)
+        )
+        assert np.isnan(y).any()
+        z = (y - mean) / stddev
+        logs.append(np.nansum(stats.norm.logpdf(y, mean, stddev), -1))
+        within = np.where(np.isnan(z), np.nan, np.abs(z) <= 1.6448536269514722)
+        inside.append(np.nanmean(within, -1))
+        distances.append(np.nanmean(crps(z, stddev), -1))
+    pooled, rel = np.concatenate(logs), 10 * FLOAT32
+    assert scores.targets == len(pooled)
+    assert scores.pooled_log_likelihood.value == pytest.approx(pooled.mean(), rel=rel)
+    means = np.array([values.mean() for values in logs])
+    assert scores.log_likelihood.value == pytest.approx(means.mean(), rel=rel)
+    assert scores.coverage[0.9].value == pytest.approx(np.concatenate(inside).mean(), rel=rel)
+    assert scores.crps.value == pytest.approx(np.concatenate(distances).mean(), rel=rel)
 
 
 def test_nothing_is_left_changed():

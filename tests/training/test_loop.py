@@ -182,14 +182,14 @@ class Brittle(GaussianProcessTask):
     def sample(self, batch_size, generator):
         batch = super().sample(batch_size, generator)
         if generator.initial_seed() % 3 == 0:
-            batch.yt[0, 0] = torch.nan
+            batch.yt[0, 0] = torch.inf
         return batch
 
 
 class Hopeless(GaussianProcessTask):
     def sample(self, batch_size, generator):
         batch = super().sample(batch_size, generator)
-        return replace(batch, yt=batch.yt * torch.nan)
+        return replace(batch, yt=torch.full_like(batch.yt, torch.inf))
 
 
 def test_bad_steps_are_skipped_and_counted(tmp_path, monkeypatch):

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from synopsis.training import Experiment, ExperimentError
-from synopsis.training.registries import TASKS, build_process, build_task
+from synopsis.training.registries import TASKS, build_trainee, build_task
 from tests.training.small import experiment
 
 
 def test_arguments_reach_the_constructors():
     wanted = experiment("task.kernel=matern52", "task.range=[-1, 3]", "process.latents=5")
-    assert build_process(wanted).config["latents"] == 5
+    assert build_trainee(wanted).config["latents"] == 5
     task = build_task(wanted)
     assert (task.kernel, task.range) == ("matern52", (-1.0, 3.0))
 
@@ -37,7 +37,7 @@ def test_every_registered_task_samples(name, tmp_path):
 )
 def test_wrong_process(override, message):
     with pytest.raises(ExperimentError, match=message):
-        build_process(experiment(override))
+        build_trainee(experiment(override))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from synopsis.processes import load
 from synopsis.training import ExperimentError, TrainingInterrupted, train
 from synopsis.training.checkpoint import Checkpoint
-from synopsis.training.runs import experiment_of, load_process
+from synopsis.training.runs import experiment_of, load_trained
 from tests.training.small import TOML, experiment
 
 
@@ -22,8 +22,8 @@ def same(a, b):
 
 def test_finished_run_is_its_export(tmp_path):
     folder = train(experiment(), tmp_path)
-    assert same(load_process(str(tmp_path)), load(folder))
-    assert same(load_process(str(folder)), load(folder))
+    assert same(load_trained(str(tmp_path)), load(folder))
+    assert same(load_trained(str(folder)), load(folder))
     assert experiment_of(str(tmp_path)) == experiment()
 
 
@@ -31,7 +31,7 @@ def test_finished_run_is_its_export(tmp_path):
 def test_unfinished_run_is_its_checkpoint(tmp_path, ema):
     with pytest.raises(TrainingInterrupted):
         train(experiment(f"training.ema={ema}"), tmp_path / "stopped", watch=stop)
-    process = load_process(str(tmp_path / "stopped"))
+    process = load_trained(str(tmp_path / "stopped"))
     assert not process.training
     assert process.config["latents"] == 4
     tensors = Checkpoint.read(tmp_path / "stopped" / "checkpoint.safetensors").tensors
@@ -53,4 +53,4 @@ def test_nothing_to_measure(tmp_path):
     with pytest.raises(ExperimentError, match="is not a run; name an experiment"):
         experiment_of(str(tmp_path))
     with pytest.raises(ValueError, match="neither a folder nor a shipped process"):
-        load_process(str(tmp_path / "none"))
+        load_trained(str(tmp_path / "none"))

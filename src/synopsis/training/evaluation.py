@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from synopsis.processes.base import Process
@@ -52,7 +52,8 @@ class Evaluation:
     Every batch has its own numbers of context and target points: the batch mean, which the
     literature tabulates, weighs a batch of 3 targets like one of 46; the pooled mean weighs
     targets equally. Batches are independent, targets within one are not, so standard errors
-    are taken over batches.
+    are taken over batches. A target without any output does not count, and of one that lacks
+    some those are scored that it has.
 
     Args:
         log_likelihood: of the targets, nats per target, batch mean; of a process that predicts
@@ -134,17 +135,19 @@ def check_dimensions(process: Process, task: Task) -> None:
 
 
 def _sums(process: Process, batch: Batch) -> dict[str, float]:
-    """Sums over the real targets of one batch."""
+    """Sums over the real targets of one batch that have any output; of each, means over those it has."""
+    batch = batch.observed()
     real = batch.target_mask
     real = torch.ones_like(batch.yt[..., 0], dtype=torch.bool) if real is None else real
+    seen = real.unsqueeze(-1) & ~batch.yt.isnan()
     joint, prediction = _score(process, batch)
     marginal = _sum(prediction.log_prob(batch.yt), real)
     sums = {"targets": float(real.sum()), "marginal": marginal}
     sums["log_likelihood"] = marginal if joint is None else joint.double().sum().item()
     distance = (prediction.cdf(batch.yt) - 0.5).abs()  # of the PIT from the median
     for level in COVERAGES:
-        sums[f"inside {level}"] = _sum((distance <= level / 2).double().mean(-1), real)
-    sums["crps"] = _sum(prediction.crps(batch.yt).double().mean(-1), real)
+        sums[f"inside {level}"] = _sum_of_means(distance <= level / 2, seen)
+    sums["crps"] = _sum_of_means(prediction.crps(batch.yt), seen)
     if batch.oracle is not None:
         sums["oracle"] = _sum(batch.oracle, real)
     if batch.joint_oracle is not None:
@@ -163,6 +166,14 @@ def _score(process: Process, batch: Batch) -> tuple[Tensor | None, PredictiveDis
 
 def _sum(values: Float[Tensor, "batch targets"], real: Bool[Tensor, "batch targets"]) -> float:
     return values.double().where(real, 0.0).sum().item()
+
+
+def _sum_of_means(
+    values: Shaped[Tensor, "batch targets dim_y"], seen: Bool[Tensor, "batch targets dim_y"]
+) -> float:
+    """The sum over targets of the mean over the outputs that were observed; 0 for a target without any."""
+    totals = values.double().where(seen, 0.0).sum(-1)
+    return (totals / seen.sum(-1).clamp(min=1)).sum().item()
 
 
 def _summary(sums: Mapping[str, list[float]]) -> Evaluation:

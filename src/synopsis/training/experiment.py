@@ -14,6 +14,7 @@ _T = TypeVar("_T")
 
 Schedule = Literal["cosine", "one-cycle", "warmup-stable-decay"]
 Optimizer = Literal["adamw", "muon"]
+Section = Literal["process", "model"]
 
 
 class ExperimentError(ValueError):
@@ -85,12 +86,17 @@ class Evaluating:
         batch_size: tasks per batch.
         every: steps between two evaluations; 0 evaluates after the last step only.
         seed: of the evaluation's tasks, which are never those of training.
+        split: which examples, of a task that has a fixed set of them.
+        memory_batches: batches over which the memory of a model that has one is looked into at each evaluation while
+            training, always the same ones; 0 never does.
     """
 
     batches: int = 100
     batch_size: int = 16
     every: int = 0
     seed: int = 0
+    split: Literal["validation", "test"] = "validation"
+    memory_batches: int = 1
 
 
 _RANGES: Mapping[str, tuple[float, float, str]] = {  # lowest, highest, in words
@@ -112,6 +118,7 @@ _RANGES: Mapping[str, tuple[float, float, str]] = {  # lowest, highest, in words
     "evaluation.batch_size": (1, float("inf"), "at least 1"),
     "evaluation.every": (0, float("inf"), "at least 0"),
     "evaluation.seed": (0, 2**63 - 1, "at least 0 and less than 2**63"),
+    "evaluation.memory_batches": (0, float("inf"), "at least 0"),
 }
 
 
@@ -120,10 +127,11 @@ class Experiment:
     """What is trained, on what, how, and how it is measured.
 
     Args:
-        process: the neural process.
-        task: the distribution of tasks.
+        process: what is trained, by the section ``[process]`` or, for a model of sequences, ``[model]``.
+        task: the distribution of tasks, or the examples.
         training: optimisation.
         evaluation: measurement.
+        section: the name of the section that says what is trained.
         source: where this was read from, for messages; no part of the experiment itself.
 
     Example:
@@ -136,6 +144,7 @@ class Experiment:
     task: Component
     training: Training = field(default_factory=Training)
     evaluation: Evaluating = field(default_factory=Evaluating)
+    section: Section = "process"
     source: str = field(default="experiment", compare=False)
 
     @classmethod
@@ -169,17 +178,21 @@ class Experiment:
             raise ExperimentError(f"{source}: {error}") from error
         for override in overrides:
             _override(tree, override)
-        unknown = sorted(tree.keys() - {"process", "task", "training", "evaluation"})
+        unknown = sorted(tree.keys() - {"process", "model", "task", "training", "evaluation"})
         if unknown:
             raise ExperimentError(
                 f"{source}: unknown section [{unknown[0]}]; "
-                "there are [process], [task], [training] and [evaluation]"
+                "there are [process] or [model], [task], [training] and [evaluation]"
             )
+        if "process" in tree and "model" in tree:
+            raise ExperimentError(f"{source}: has both [process] and [model]; one is trained")
+        section: Section = "model" if "model" in tree else "process"
         return cls(
-            process=_component(tree, "process", source),
+            process=_component(tree, section, source),
             task=_component(tree, "task", source),
             training=_section(Training, tree, "training", source),
             evaluation=_section(Evaluating, tree, "evaluation", source),
+            section=section,
             source=source,
         )
 
@@ -187,7 +200,7 @@ class Experiment:
         """The TOML text that :meth:`from_toml` reads back as an equal experiment."""
         tables = [
             toml_table(name, {"name": part.name, **part.arguments})
-            for name, part in (("process", self.process), ("task", self.task))
+            for name, part in ((self.section, self.process), ("task", self.task))
         ]
         for name, part in (("training", self.training), ("evaluation", self.evaluation)):
             tables.append(toml_table(name, {f.name: getattr(part, f.name) for f in fields(part)}))

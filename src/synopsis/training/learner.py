@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -11,10 +12,9 @@ from torch.autograd.graph import increment_version
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from synopsis.processes.base import Process
-from synopsis.tasks import Batch
 from synopsis.training.experiment import Training
 from synopsis.training.optimizers import build_optimizers
+from synopsis.training.trainees import Trainee
 
 MOST_SKIPPED_IN_A_ROW = 20
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
@@ -25,14 +25,14 @@ class TrainingDiverged(RuntimeError):
 
 
 class _Objective(nn.Module):
-    """A process whose ``forward`` is its loss: autocast and data parallel hook into ``forward``."""
+    """A trainee whose ``forward`` is its loss: autocast and data parallel hook into ``forward``."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, trainee: Trainee) -> None:
         super().__init__()
-        self.process = process
+        self.trainee = trainee
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self.process.loss(batch)
+    def forward(self, batch: Any) -> Tensor:
+        return self.trainee.loss(batch)
 
 
 @dataclass
@@ -71,22 +71,22 @@ class Tally:
 
 
 class MovingAverage:
-    """Exponential moving average of a process's weights; buffers are copied.
+    """Exponential moving average of a trainee's weights; buffers are copied.
 
     Not torch's ``AveragedModel``, whose loop over the parameters costs ten times its arithmetic.
 
     Args:
-        process: followed; its present weights begin the average.
+        trainee: followed; its present weights begin the average.
         decay: share of the old average that each update keeps, in (0, 1).
 
     Source: Polyak and Juditsky 1992; the exponential form, as in Kingma and Ba 2015, section 7.2.
     """
 
-    def __init__(self, process: Process, decay: float) -> None:
-        self.process = deepcopy(process).requires_grad_(False)
-        self._averages = list(self.process.parameters())
-        self._weights = list(process.parameters())
-        self._buffers = list(zip(self.process.buffers(), process.buffers(), strict=True))
+    def __init__(self, trainee: Trainee, decay: float) -> None:
+        self.trainee = deepcopy(trainee).requires_grad_(False)
+        self._averages = list(self.trainee.parameters())
+        self._weights = list(trainee.parameters())
+        self._buffers = list(zip(self.trainee.buffers(), trainee.buffers(), strict=True))
         self._blend = get_ema_multi_avg_fn(decay)
 
     def update(self) -> None:
@@ -100,37 +100,37 @@ class Learner:
     """Weights under their optimisers, with clipping and a moving average.
 
     Args:
-        process: moved to the accelerator's device, trained in place.
+        trainee: moved to the accelerator's device, trained in place.
         training: the optimiser's settings.
         accelerator: device, precision and data parallel.
     """
 
-    def __init__(self, process: Process, training: Training, accelerator: Accelerator) -> None:
-        self.process = process
+    def __init__(self, trainee: Trainee, training: Training, accelerator: Accelerator) -> None:
+        self.trainee = trainee
         self.tally = Tally()
         self._clip = training.clip
         self._accelerator = accelerator
-        self._objective = accelerator.prepare(_Objective(process))
+        self._objective = accelerator.prepare(_Objective(trainee))
         self._parameters = {
             name: parameter
-            for name, parameter in process.named_parameters()
+            for name, parameter in trainee.named_parameters()
             if parameter.requires_grad
         }
-        self._optimizers = build_optimizers(process, training)
+        self._optimizers = build_optimizers(trainee, training)
         self._optimizer_of = {
             parameter: optimizer
             for optimizer in self._optimizers
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
-        self._average = MovingAverage(process, training.ema) if training.ema > 0 else None
+        self._average = MovingAverage(trainee, training.ema) if training.ema > 0 else None
 
     @property
-    def result(self) -> Process:
-        """The process to evaluate and export: the moving average where there is one."""
-        return self.process if self._average is None else self._average.process
+    def result(self) -> Trainee:
+        """What to evaluate and export: the moving average where there is one."""
+        return self.trainee if self._average is None else self._average.trainee
 
-    def learn(self, batch: Batch, learning_rate: float) -> float:
+    def learn(self, batch: Any, learning_rate: float) -> float:
         """Take one step, or skip it when the gradient is not finite.
 
         Args:
@@ -184,7 +184,7 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that :meth:`load` needs, by name, without copying."""
-        tensors = {f"weights.{k}": v for k, v in self.process.state_dict().items()}
+        tensors = {f"weights.{k}": v for k, v in self.trainee.state_dict().items()}
         for name, parameter in self._parameters.items():
             for moment, value in self._optimizer_of[parameter].state.get(parameter, {}).items():
                 tensors[f"{moment}.{name}"] = value
@@ -196,9 +196,9 @@ class Learner:
         """Continue from what :meth:`tensors` gave.
 
         Raises:
-            ValueError: if the tensors belong to another process or another setting of ``ema``.
+            ValueError: if the tensors are of another process or model, or another setting of ``ema``.
         """
-        _load(self.process, tensors, "weights.")
+        _load(self.trainee, tensors, "weights.")
         for name, parameter in self._parameters.items():
             moments = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
             if moments:
@@ -216,4 +216,4 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None
         module.load_state_dict(own)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{prefix[:-1]} of another process: {reason}") from error
+        raise ValueError(f"{prefix[:-1]} of another process or model: {reason}") from error

@@ -4,9 +4,10 @@ The batch and everything else random at a step depend on (seed, step) alone, and
 the step alone; with weights and moments in the checkpoint nothing else is left to remember.
 
     run/experiment.toml         what was asked for
-    run/metrics.jsonl           one line every ``log_every`` steps, and one per evaluation
+    run/metrics.jsonl           one line every ``log_every`` steps, and one per evaluation, with another for a memory
     run/checkpoint.safetensors  the last one only
-    run/process/                the result, for ``synopsis.load``, once all steps are done
+    run/process/                the result, for ``synopsis.load``, once all steps are done; of a model run/model/,
+                                for ``synopsis.models.load_model``
 """
 
 import time
@@ -20,27 +21,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from synopsis.processes.base import Process
 from synopsis.states import write_atomic
-from synopsis.tasks import Batch, Task
 from synopsis.tasks.gaussian_process import batch_generator
 from synopsis.training.checkpoint import Checkpoint, CheckpointError
 from synopsis.training.clock import Clock
-from synopsis.training.evaluation import check_dimensions, evaluate
 from synopsis.training.experiment import Experiment, ExperimentError
 from synopsis.training.interruption import Interruption
 from synopsis.training.learner import Learner, Tally
 from synopsis.training.records import append_record, keep_records
-from synopsis.training.registries import build_process, build_task
+from synopsis.training.registries import build_task, build_trainee
 from synopsis.training.schedules import learning_rate
 from synopsis.training.seeds import derived_seed, own_randomness, seed_torch
+from synopsis.training.trainees import Trainee, check_suits, look_into, measure
 
-EXPERIMENT, METRICS, CHECKPOINT, PROCESS = (
-    "experiment.toml",
-    "metrics.jsonl",
-    "checkpoint.safetensors",
-    "process",
-)
+EXPERIMENT, METRICS, CHECKPOINT = "experiment.toml", "metrics.jsonl", "checkpoint.safetensors"
+PROCESS, MODEL = "process", "model"  # as the sections of an experiment are called
 
 Watch = Callable[[int, float, float], None]
 
@@ -72,10 +67,10 @@ def train(
         watch: called after each step with steps done, loss and learning rate.
 
     Returns:
-        The folder of the trained process, for ``synopsis.load``.
+        The folder of what was trained, for ``synopsis.load`` or ``synopsis.models.load_model``.
 
     Raises:
-        ExperimentError: if process or task cannot be built, or do not fit each other.
+        ExperimentError: if process, model or task cannot be built, or do not fit each other.
         CheckpointError: if the run's checkpoint is damaged or of another process, or there is
             one and ``resume`` is False, or there is no run to resume.
         TrainingInterrupted: on SIGINT or SIGTERM, once the checkpoint is written.
@@ -107,9 +102,9 @@ class Run:
         # Accelerate keeps the precision of the first Accelerator for the life of the interpreter.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=experiment.training.precision)
-        process = build_process(experiment)
-        _check(experiment, process, self.task, self.accelerator.num_processes)
-        self.learner = Learner(process, experiment.training, self.accelerator)
+        trainee = build_trainee(experiment)
+        _check(experiment, trainee, self.task, self.accelerator.num_processes)
+        self.learner = Learner(trainee, experiment.training, self.accelerator)
         self.step = 0
         self._clock = Clock()
 
@@ -129,7 +124,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def finish(self, interruption: Interruption) -> Path:
-        """Take all remaining steps and write the trained process."""
+        """Take all remaining steps and write what was trained."""
         training, saved = self.experiment.training, time.monotonic()
         while self.step < training.steps:
             self._learn()
@@ -142,8 +137,8 @@ class Run:
                 number = interruption.signal or 0
                 raise TrainingInterrupted(number, self.step, self.folder / CHECKPOINT)
         if self.accelerator.is_main_process:
-            self.learner.result.save_pretrained(self.folder / PROCESS)
-        return self.folder / PROCESS
+            self.learner.result.save_pretrained(self.folder / self.experiment.section)
+        return self.folder / self.experiment.section
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -181,7 +176,7 @@ class Run:
         if self.watch is not None:
             self.watch(self.step, loss, rate)
 
-    def _batch(self) -> Batch:
+    def _batch(self) -> Any:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         training = self.experiment.training
         index = self.step * ranks + rank
@@ -199,14 +194,11 @@ class Run:
     def _evaluate(self) -> None:
         settings = self.experiment.evaluation
         if settings.batches and self.accelerator.is_main_process:
-            scores = evaluate(
-                self.learner.result,
-                self.task,
-                settings.batches,
-                settings.batch_size,
-                settings.seed,
-            )
+            scores = measure(self.learner.result, self.task, settings)
             self._record({"evaluation": scores.to_dict()})
+            memory = look_into(self.learner.result, self.task, settings)
+            if memory is not None:
+                self._record({"memory": memory.to_dict()})
         self.accelerator.wait_for_everyone()
 
     def _agree(self, stop: bool) -> bool:
@@ -217,9 +209,9 @@ class Run:
         return bool(self.accelerator.reduce(told, "sum") > 0)
 
 
-def _check(experiment: Experiment, process: Process, task: Task, ranks: int) -> None:
+def _check(experiment: Experiment, trainee: Trainee, task: Any, ranks: int) -> None:
     try:
-        check_dimensions(process, task)
+        check_suits(trainee, task)
     except ValueError as error:
         raise ExperimentError(f"{experiment.source}: {error}") from error
     size = experiment.training.batch_size

@@ -5,15 +5,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 import synopsis.processes  # noqa: F401  (importing the room fills PROCESSES)
-from synopsis.processes.base import PROCESSES, Process
+from synopsis.models import MODELS
+from synopsis.processes.base import PROCESSES
 from synopsis.tasks import Task
+from synopsis.tasks.byte_pairs import BytePairs
+from synopsis.tasks.byte_texts import ByteTexts
 from synopsis.tasks.gaussian_process import GaussianProcessTask
 from synopsis.tasks.gaussian_process_nd import GaussianProcessNDTask
 from synopsis.tasks.images import ImageCompletion
+from synopsis.tasks.listops import ListOps
 from synopsis.tasks.lotka_volterra import HareLynxTask, LotkaVolterraTask
 from synopsis.tasks.mixture import FixedGaussianProcessTask, ProcessMixture
+from synopsis.tasks.pathfinder import Pathfinder
+from synopsis.tasks.pixel_sequences import PixelSequences
 from synopsis.tasks.regression_prior import RegressionPrior
 from synopsis.tasks.sawtooth import SawtoothTask
+from synopsis.tasks.sequences import SequenceTask
 from synopsis.tasks.wheel_bandit import WheelBanditTask
 from synopsis.training.experiment import (
     Component,
@@ -23,6 +30,7 @@ from synopsis.training.experiment import (
     has_type,
     type_name,
 )
+from synopsis.training.trainees import Trainee
 
 _T = TypeVar("_T")
 
@@ -39,19 +47,33 @@ TASKS: dict[str, Callable[..., Task]] = {
     "wheel_bandit": WheelBanditTask,
 }
 
+SEQUENCE_TASKS: dict[str, Callable[..., SequenceTask]] = {
+    "image": PixelSequences,
+    "listops": ListOps,
+    "pathfinder": Pathfinder,
+    "retrieval": BytePairs,
+    "text": ByteTexts,
+}
 
-def build_process(experiment: Experiment) -> Process:
-    """A new process with random weights from torch's global generator.
+
+def build_trainee(experiment: Experiment) -> Trainee:
+    """A new process or model with random weights from torch's global generator.
 
     Raises:
         ExperimentError: if the name is not registered or an argument is wrong.
     """
-    return _build(PROCESSES, experiment.process, f"{experiment.source}: process")
+    registry: Mapping[str, Callable[..., Trainee]] = (
+        MODELS if experiment.section == "model" else PROCESSES
+    )
+    return _build(registry, experiment.process, f"{experiment.source}: {experiment.section}")
 
 
-def build_task(experiment: Experiment) -> Task:
-    """The task of an experiment; raises as :func:`build_process`."""
-    return _build(TASKS, experiment.task, f"{experiment.source}: task")
+def build_task(experiment: Experiment) -> Any:
+    """The task of an experiment, of processes or of models as its section says; raises as :func:`build_trainee`."""
+    registry: Mapping[str, Callable[..., Any]] = (
+        SEQUENCE_TASKS if experiment.section == "model" else TASKS
+    )
+    return _build(registry, experiment.task, f"{experiment.source}: task")
 
 
 def _build(registry: Mapping[str, Callable[..., _T]], part: Component, where: str) -> _T:

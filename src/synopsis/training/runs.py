@@ -1,20 +1,23 @@
-"""Runs from the outside: which experiment a folder holds, and the process it has come to."""
+"""Runs from the outside: which experiment a folder holds, and what it has come to."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from synopsis.processes.base import Process, load
+from synopsis.models import load_model
+from synopsis.processes.base import load
 from synopsis.training.checkpoint import Checkpoint
 from synopsis.training.experiment import Experiment, ExperimentError
-from synopsis.training.loop import CHECKPOINT, EXPERIMENT, PROCESS
-from synopsis.training.registries import build_process
+from synopsis.training.loop import CHECKPOINT, EXPERIMENT, MODEL, PROCESS
+from synopsis.training.registries import build_trainee
 from synopsis.training.seeds import own_randomness
+from synopsis.training.trainees import Trainee
+from synopsis.weight_files import CONFIG, read_folder
 
 
 def experiment_of(
     source: str, given: Path | None = None, overrides: Iterable[str] = ()
 ) -> Experiment:
-    """The experiment to measure a process by: the one given, or else that of its run.
+    """The experiment to measure by: the one given, or else that of its run.
 
     Raises:
         ExperimentError: if there is none, or it cannot be read.
@@ -25,31 +28,38 @@ def experiment_of(
     return Experiment.read(path, overrides)
 
 
-def load_process(source: str) -> Process:
-    """The process of a run, finished or not, of a folder, or of a shipped name.
+def load_trained(source: str) -> Trainee:
+    """The process or the model of a run, finished or not, of a folder, or of a shipped name.
 
     Returns:
-        The process in evaluation mode; the moving average of its weights where there is one.
+        In evaluation mode; the moving average of its weights where there is one.
 
     Raises:
         ValueError: if there is nothing to load or it is damaged.
     """
     run = Path(source)
-    if (run / PROCESS).is_dir():
-        return load(run / PROCESS)
+    for folder in (run / PROCESS, run / MODEL, run):
+        if (folder / CONFIG).exists():
+            return _load(folder)
     if not (run / CHECKPOINT).exists():
         return load(source)
     checkpoint = Checkpoint.read(run / CHECKPOINT)
     experiment = Experiment.from_toml(checkpoint.experiment, source=str(run / CHECKPOINT))
     with own_randomness(0):
-        process = build_process(experiment)
+        trainee = build_trainee(experiment)
     averaged = any(name.startswith("average.") for name in checkpoint.tensors)
     prefix = "average." if averaged else "weights."
-    process.load_state_dict(
+    trainee.load_state_dict(
         {
             name.removeprefix(prefix): tensor
             for name, tensor in checkpoint.tensors.items()
             if name.startswith(prefix)
         }
     )
-    return process.eval()
+    return trainee.eval()
+
+
+def _load(folder: Path) -> Trainee:
+    """A process or a model, whichever the configuration names."""
+    names_model = "model" in read_folder(folder)[0]
+    return load_model(folder) if names_model else load(folder)
