@@ -17,12 +17,13 @@ from typing import Any
 from synopsis.processes.base import Process, load, shipped
 from synopsis.reproduction.remembering import remembered
 from synopsis.states import write_atomic
-from synopsis.training import Experiment, TrainingInterrupted, evaluate, train
-from synopsis.training.experiment import Component, Evaluating, Training
+from synopsis.training import Experiment, TrainingInterrupted, train
+from synopsis.training.experiment import Component, Evaluating, Section, Training
 from synopsis.training.loop import EXPERIMENT, METRICS, PROCESS
 from synopsis.training.records import read_records
-from synopsis.training.registries import build_process, build_task
+from synopsis.training.registries import build_task, build_trainee
 from synopsis.training.seeds import own_randomness
+from synopsis.training.trainees import Trainee, measure
 
 Watch = Callable[[str, int, int], None]  # what is done, how much of it, and how much there is
 
@@ -68,6 +69,7 @@ class Contender:
         training: departures from ``RECIPE``, as keys of an experiment's section ``[training]``.
         remark: what a reader has to know of this row.
         shipped: name of the weights that come with the package and are taken instead of training, where there are any.
+        section: of an experiment, that says what is built: a process or a model of sequences.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Contender:
     training: Mapping[str, Any] = field(default_factory=dict)
     remark: str = ""
     shipped: str | None = None
+    section: Section = "process"
 
     @property
     def is_shipped(self) -> bool:
@@ -154,10 +157,10 @@ def trained(
         if budget_seconds <= 0:
             raise NotTrained(f"{contender.name}: no weights in {folder}; give it a --budget")
         _train(_planned(contender, task, budget_seconds, seed, folder), folder, contender, watch)
-    experiment = _held(folder, _wanted(contender, task, seed))
+    experiment = held(folder, wanted(contender, task, seed))
     _check_budget(folder, budget_seconds)
     process, metrics = load(folder / PROCESS), folder / METRICS
-    numbers = (seed, _parameters(process), experiment.training.steps, _spent(metrics))
+    numbers = (seed, parameters(process), experiment.training.steps, spent(metrics))
     return process, Ledger("trained here", folder, *numbers, metrics)
 
 
@@ -167,47 +170,47 @@ def _shipped(name: str, runs: Path) -> tuple[Process, Ledger]:
     if (folder / EXPERIMENT).exists():
         training = Experiment.read(folder / EXPERIMENT).training
         seed, steps = training.seed, training.steps
-    numbers = (seed, _parameters(process), steps, _spent(metrics))
+    numbers = (seed, parameters(process), steps, spent(metrics))
     return process, Ledger("shipped", runs / name, *numbers, metrics)
 
 
-def _wanted(contender: Contender, task: Component, seed: int, steps: int = 1) -> Experiment:
-    """The experiment of a contender, as it comes back from a TOML file."""
-    warmup = max(1, round(_WARMUP * steps))
-    settings = {**RECIPE, **contender.training, "steps": steps, "warmup": warmup, "seed": seed}
-    training = Training(**settings, log_every=max(1, steps // 100))
-    wanted = Experiment(contender.process, task, training, Evaluating(batches=0))
-    return Experiment.from_toml(wanted.to_toml(), source=contender.name)
+def wanted(contender: Contender, task: Component, seed: int, steps: int = 1) -> Experiment:
+    """The experiment of a contender, as it comes back from a TOML file: ``RECIPE`` and its departures."""
+    settings = {**RECIPE, "warmup": max(1, round(_WARMUP * steps)), **contender.training}
+    length = {"steps": steps, "log_every": max(1, steps // 100)}
+    training = Training(**{**settings, **length, "seed": seed})
+    made = Experiment(contender.process, task, training, Evaluating(batches=0), contender.section)
+    return Experiment.from_toml(made.to_toml(), source=contender.name)
 
 
 def _planned(
     contender: Contender, task: Component, budget: float, seed: int, folder: Path
 ) -> Experiment:
     """The experiment that a folder holds already, or else one whose steps fit into the budget."""
-    wanted = _wanted(contender, task, seed)
+    sketch = wanted(contender, task, seed)
     if (folder / EXPERIMENT).exists():
         _check_budget(folder, budget)
-        return _held(folder, wanted)
-    per_step = _seconds_per_step(wanted, budget)
-    evaluating, for_curve = _curve(wanted, budget)
+        return held(folder, sketch)
+    per_step = _seconds_per_step(sketch, budget)
+    evaluating, for_curve = _curve(sketch, budget)
     steps = max(1, int((budget - for_curve) / per_step))
     plan = {"budget_seconds": budget, "timed_seconds_per_step": per_step}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / _PLAN, (json.dumps(plan, indent=1) + "\n").encode())
     evaluating = replace(evaluating, every=max(1, steps // _EVALUATIONS))
-    return replace(_wanted(contender, task, seed, steps), evaluation=evaluating)
+    return replace(wanted(contender, task, seed, steps), evaluation=evaluating)
 
 
-def _held(folder: Path, wanted: Experiment) -> Experiment:
+def held(folder: Path, sketch: Experiment) -> Experiment:
     """The experiment of a folder; ValueError unless it is the wanted one but for its length."""
-    held = Experiment.read(folder / EXPERIMENT)
-    length = {name: getattr(held.training, name) for name in ("steps", "warmup", "log_every")}
-    same = replace(wanted, training=replace(wanted.training, **length), evaluation=held.evaluation)
+    found = Experiment.read(folder / EXPERIMENT)
+    length = {name: getattr(found.training, name) for name in ("steps", "warmup", "log_every")}
+    same = replace(sketch, training=replace(sketch.training, **length), evaluation=found.evaluation)
     for part in ("process", "task", "training"):
-        was, now = getattr(held, part), getattr(same, part)
+        was, now = getattr(found, part), getattr(same, part)
         if was != now:
             raise ValueError(f"{folder} holds another experiment: {part} {was}, wanted {now}")
-    return held
+    return found
 
 
 def _check_budget(folder: Path, budget: float) -> None:
@@ -258,9 +261,9 @@ def _curve(experiment: Experiment, budget: float) -> tuple[Evaluating, float]:
     """How to evaluate on the way without spending much of the budget, and what that costs, CPU-seconds."""
     size = experiment.training.batch_size
     with own_randomness(0):
-        process, task = build_process(experiment), build_task(experiment)
+        trainee, task = build_trainee(experiment), build_task(experiment)
     begin = time.process_time()
-    evaluate(process, task, 1, size, _CURVE_SEED)
+    measure(trainee, task, Evaluating(1, size, seed=_CURVE_SEED))
     per_batch = time.process_time() - begin
     batches = int(_EVALUATION_SHARE * budget / _EVALUATIONS / per_batch)
     if batches < _FEWEST_BATCHES:
@@ -269,14 +272,15 @@ def _curve(experiment: Experiment, budget: float) -> tuple[Evaluating, float]:
     return Evaluating(batches, size, seed=_CURVE_SEED), batches * _EVALUATIONS * per_batch
 
 
-def _spent(metrics: Path) -> float | None:
+def spent(metrics: Path) -> float | None:
     """CPU-seconds of a run, where its metrics are there."""
     records = read_records(metrics)
     return float(records[-1]["cpu_seconds"]) if records else None
 
 
-def _parameters(process: Process) -> int:
-    return sum(parameter.numel() for parameter in process.parameters())
+def parameters(trainee: Trainee) -> int:
+    """How many numbers were trained."""
+    return sum(parameter.numel() for parameter in trainee.parameters())
 
 
 __all__ = [
@@ -286,6 +290,10 @@ __all__ = [
     "Ledger",
     "NotTrained",
     "Watch",
+    "held",
+    "parameters",
     "remembered",
+    "spent",
     "trained",
+    "wanted",
 ]

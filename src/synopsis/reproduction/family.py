@@ -20,6 +20,9 @@ TITLES = {
     "CMANP": "CMANP",
     "CMANPAND": "CMANP-AND",
 }
+# Not of the literature: ours, with an anchor in Bayesian regressions.
+OURS = {"AnchoredCMANP": "anchored CMANP", "AnchoredCMANPAND": "anchored CMANP-AND"}
+EVERY_TITLE = {**TITLES, **OURS}
 
 
 def is_joint(name: str) -> bool:

@@ -17,6 +17,7 @@ _COLOURS = {
     "EQTNP": "#999933",
     "LBANP": "#CC79A7",
     "CMANP": "#0072B2",
+    "anchored": "#D55E00",
 }
 _LOOKS = {
     "CNP": ("CNP", "o", "-"),
@@ -33,6 +34,8 @@ _LOOKS = {
     "LBANPND": ("LBANP", "D", "--"),
     "CMANP": ("CMANP", "o", "-"),
     "CMANPAND": ("CMANP", "D", "--"),
+    "AnchoredCMANP": ("anchored", "o", "-"),
+    "AnchoredCMANPAND": ("anchored", "D", "--"),
 }
 
 

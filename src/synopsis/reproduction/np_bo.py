@@ -30,7 +30,7 @@ from synopsis.tasks.gaussian_process import KernelName
 from synopsis.training import TrainingDiverged
 from synopsis.training.experiment import Component
 
-MODELS = ("CMANP-32", "CMANPAND-32", "TNPD", "LBANP-32", "CNP")  # of the default table
+MODELS = ("CMANP-32", "AnchoredCMANP", "TNPD", "LBANP-32", "CNP")  # of the default table
 PLANE_MODELS = ("CMANP-32",)
 ON_PLANE = {
     "CMANP-32": Contender("CMANP-32", Component("CMANP", {"dim_x": 2, "latents": 32})),

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from synopsis.processes.autoregressive import BlockAutoregressive
 from synopsis.processes.base import Process
-from synopsis.processes.cmanp_and import CMANPAND
 from synopsis.reproduction.contenders import (
     Contender,
     Ledger,
@@ -19,7 +19,7 @@ from synopsis.reproduction.contenders import (
     remembered,
     trained,
 )
-from synopsis.reproduction.family import TITLES
+from synopsis.reproduction.family import EVERY_TITLE, TITLES
 from synopsis.tasks.gaussian_process import GaussianProcessTask, KernelName, evaluation_batches
 from synopsis.training import TrainingDiverged, evaluate
 from synopsis.training.evaluation import ratio
@@ -30,13 +30,24 @@ BATCH_SIZE, SEED = 16, 0  # of the evaluation
 TARGETS = 64  # of every task in training
 TRAINED_ON = Component("gaussian_process", {"kernel": "rbf", "targets": TARGETS, "oracle": False})
 # Models that draw 50 times for every answer: a batch of theirs costs as much as a hundred of the others'.
-MOST_BATCHES = {"BNP": 1000, "BANP": 300, "TNPA": 500}
+MOST_BATCHES = {"BNP": 300, "BANP": 150, "TNPA": 200}
 
 CONTENDERS: dict[str, Contender] = {name: Contender(name, Component(name)) for name in TITLES}
 CONTENDERS["TNPD"] = replace(CONTENDERS["TNPD"], shipped="gp-tnpd")
 for _name, _shipped in (("LBANP", None), ("CMANP", "gp-cmanp"), ("CMANPAND", "gp-cmanp-and")):
     _small = Component(_name, {"latents": 32})
     CONTENDERS[f"{_name}-32"] = Contender(f"{_name}-32", _small, shipped=_shipped)
+
+# What the task says of its functions, with the amplitudes in units of a noise variance of 0.02².
+PRIOR = {
+    "features": 128,
+    "length_scales": [0.1, 0.15, 0.22, 0.33, 0.5],
+    "amplitudes": [100.0, 1000.0],
+    "noise_variance": 8e-4,
+}
+for _name, _shipped in (("AnchoredCMANP", "gp-anchored"), ("AnchoredCMANPAND", "gp-anchored-and")):
+    _anchored = Component(_name, {"dim_x": 1, "prior": PRIOR})
+    CONTENDERS[_name] = Contender(_name, _anchored, shipped=_shipped)
 
 # Feng et al. 2024, table 4, as quoted by a public reproduction audit; nothing else of it was found.
 PUBLISHED: dict[str, dict[KernelName, str]] = {
@@ -108,7 +119,7 @@ def title(name: str) -> str:
         ('CMANP-AND, 32 latents', 'TNP-D')
     """
     model, _, latents = name.partition("-")
-    return f"{TITLES[model]}, {latents} latents" if latents else TITLES[model]
+    return f"{EVERY_TITLE[model]}, {latents} latents" if latents else EVERY_TITLE[model]
 
 
 def rows(names: Sequence[str], settings: Settings, watch: Watch = lambda *_: None) -> list[Row]:
@@ -165,7 +176,7 @@ def score(
         folder: where they are kept.
         kernel: of the tasks.
         batches: of 16 tasks, the same for every process.
-        target_block: targets that a CMANPAND predicts together; None for all of them, as published.
+        target_block: targets that a block-autoregressive process predicts together; None for all of them, as published.
     """
     settings = {
         "process": process.fingerprint,
@@ -177,7 +188,7 @@ def score(
     }
 
     def compute() -> dict[str, Any]:
-        if isinstance(process, CMANPAND):
+        if isinstance(process, BlockAutoregressive):
             process.target_block = target_block
         task = GaussianProcessTask(kernel=kernel)
         return evaluate(process, task, batches, BATCH_SIZE, SEED).to_dict()

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from synopsis.processes.autoregressive import BlockAutoregressive
 from synopsis.processes.base import Process
-from synopsis.processes.cmanp_and import CMANPAND
 from synopsis.processes.joint import JointProcess
 from synopsis.processes.tnp_autoregressive import TNPA
 from synopsis.reproduction.contenders import Watch, remembered
@@ -29,7 +29,7 @@ from synopsis.training.seeds import derived_seed, own_randomness
 SAMPLES = 16  # functions drawn for each task
 DRAWN_BATCHES = 50  # on which draws are scored, at most
 BLOCKS: dict[int | None, int] = {None: 10**9, 10: 1000, 1: 200}  # targets together: most batches
-_DIAGONAL = ("CMANP", "CMANP-32")  # for comparison: what no correlations are worth
+_DIAGONAL = ("CMANP", "CMANP-32", "AnchoredCMANP")  # for comparison: what no correlations are worth
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Functions:
 def whole_functions(
     rows: Sequence[Row], settings: Settings, watch: Watch = lambda *_: None
 ) -> list[Functions]:
-    """Scores of every joint model, block by block where it can, and of CMANP for comparison; first seeds only."""
+    """Scores of every joint model, block by block where it can, and of CMANPs for comparison; first seeds only."""
     wanted = [
         (row, block)
         for row in rows
         if row.processes and (is_joint(row.model) or row.name in _DIAGONAL)
-        for block in (BLOCKS if row.model == "CMANPAND" else (None,))
+        for block in (BLOCKS if isinstance(row.processes[0], BlockAutoregressive) else (None,))
     ]
     found = []
     for row, block in wanted:
@@ -135,13 +135,13 @@ def draw(
     Args:
         process: joint, or else every target is drawn by itself.
         batch: contexts and target inputs.
-        block: targets that a CMANPAND draws together; None for all of them.
+        block: targets that a block-autoregressive process draws together; None for all of them.
         samples: functions for each task.
     """
     if isinstance(process, TNPA):
         kept = process.update(process.init((len(batch.xc),)), batch.xc, batch.yc)
         return process.sample(kept, batch.xt, samples)[..., 0]
-    if isinstance(process, CMANPAND):
+    if isinstance(process, BlockAutoregressive):
         state = process.update(process.init((len(batch.xc),)), batch.xc, batch.yc)
         together = batch.xt.shape[1] if block is None else block
         return process.sample(state, batch.xt, together, samples=samples)[..., 0]

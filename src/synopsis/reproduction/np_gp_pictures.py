@@ -22,8 +22,8 @@ from synopsis.tasks.gaussian_process import Hyperparameters, covariance
 from synopsis.training.records import read_records
 from synopsis.training.seeds import own_randomness
 
-# A simple model, a latent one, a Transformer, and the two of constant memory, of which the table may lack some.
-_SHOWN = ("CNP", "ANP", "TNPD", "CMANP-32", "CMANPAND-32")
+# A simple model, a Transformer, and the ones of constant memory, of which the table may lack some.
+_SHOWN = ("CNP", "TNPD", "CMANP-32", "AnchoredCMANP", "AnchoredCMANPAND")
 _CONTEXTS = (4, 10, 25)  # points of the three tasks
 _LENGTH, _SCALE, _NOISE = 0.35, 0.8, 0.02  # of their kernel, and the task's noise
 _GRID, _SAMPLES, _BLOCK = 161, 3, 8

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 
 from synopsis.reproduction.costs import GIB, MOST_BYTES, PATIENCE, Call, Cell, Cost, FreshProcesses
-from synopsis.reproduction.family import TITLES, streams
+from synopsis.reproduction.family import EVERY_TITLE, TITLES, streams
 from synopsis.reproduction.pages import UNKNOWN, joined, made_by, mebibytes, seconds, table
 from synopsis.training.experiment import Component
 
 MODELS: dict[str, Component] = {name: Component(name) for name in TITLES}
+MODELS["AnchoredCMANP"] = Component("AnchoredCMANP", {"dim_x": 1})
 MODELS["CMANP-32"] = Component("CMANP", {"latents": 32})
 LENGTHS = tuple(10**power for power in range(2, 7))
 TARGETS = 100
@@ -22,7 +23,7 @@ def title(name: str) -> str:
         >>> title("CMANP-32")
         'CMANP, 32 latents'
     """
-    return "CMANP, 32 latents" if name == "CMANP-32" else TITLES[name]
+    return "CMANP, 32 latents" if name == "CMANP-32" else EVERY_TITLE[name]
 
 
 def measure(
