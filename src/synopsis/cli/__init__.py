@@ -7,7 +7,7 @@ import typer
 
 from synopsis import __version__
 
-_COMMANDS = ("stream", "attend", "states", "train", "reproduce")
+_COMMANDS = ("stream", "attend", "states", "train", "diagnose", "reproduce")
 
 app = typer.Typer(
     name="synopsis",
