@@ -21,12 +21,9 @@ from synopsis.memory.cmab import CMABState
 from synopsis.memory.layers import perceptron
 from synopsis.processes.base import Process
 from synopsis.processes.cmanp import Trunk
+from synopsis.processes.experts import Experts
 from synopsis.processes.heads import Gaussian, MixtureHead, PredictiveDistribution
-from synopsis.processes.spectral import (
-    Experts,
-    SpectralRegression,
-    SpectralState,
-)
+from synopsis.processes.spectral import SpectralRegression, SpectralState
 from synopsis.states import State, check_streams
 
 _EMBEDDING_DEPTH = 4

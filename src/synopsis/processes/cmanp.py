@@ -9,7 +9,7 @@ Block", ICML 2024, sections 3 and 4.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,7 @@ from synopsis.processes.context import blank
 from synopsis.processes.heads import PredictiveDistribution, build_head
 from synopsis.states import State, check_streams
 
+Initial = Literal["independent", "copies"]
 _EMBEDDING_DEPTH = 4
 _FEEDFORWARD = 2  # hidden width of feed-forward layers, in units of dim
 
@@ -88,6 +89,13 @@ class Trunk(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(dim, heads, residual) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
 
+    def start_alike(self) -> None:
+        """Let every block, and every layer of the decoder, start from the weights of the first."""
+        for layers in (self.stack.blocks, self.decoder):
+            first, *others = layers
+            for other in others:
+                other.load_state_dict(first.state_dict())
+
     def read(self, state: CMABState) -> list[Float[Tensor, "batch latents dim"]]:
         """Every block's answer to the learned latents."""
         return self.stack.read(state, self._latents(len(state.count)))
@@ -127,6 +135,8 @@ class CMANP(Process):
         latents: learned queries per block.
         residual: ``"raw"`` (pre-norm; trains faster) or ``"normed"`` (the published code).
         head: ``"gaussian"`` (σ = exp), ``"bounded-gaussian"`` or ``"mixture-N"``.
+        initial: weights of blocks and decoder layers before training: ``"independent"`` draws (train faster), or
+            ``"copies"`` of one another (the published code).
 
     Example:
         >>> import torch
@@ -138,7 +148,7 @@ class CMANP(Process):
 
     merges: Merges = "any order"  # type: ignore[misc]
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (every argument is a key of the configuration)
         self,
         dim_x: int = 1,
         dim_y: int = 1,
@@ -148,13 +158,18 @@ class CMANP(Process):
         latents: int = 128,
         residual: Residual = "raw",
         head: str = "gaussian",
+        initial: Initial = "independent",
     ) -> None:
         sizes = {"dim": dim, "heads": heads, "blocks": blocks, "latents": latents}
-        super().__init__(dim_x=dim_x, dim_y=dim_y, **sizes, residual=residual, head=head)
+        # The default is left out: fingerprints of weights that were made before there was a choice stay.
+        chosen = {} if initial == "independent" else {"initial": initial}
+        super().__init__(dim_x=dim_x, dim_y=dim_y, **sizes, residual=residual, head=head, **chosen)
         self.embed_context = perceptron(dim_x + dim_y, dim, dim, _EMBEDDING_DEPTH)
         self.embed_target = perceptron(dim_x, dim, dim, _EMBEDDING_DEPTH)
         self.trunk = Trunk(dim, heads, blocks, latents, residual)
         self.head = build_head(head, dim, dim_y)
+        if initial == "copies":
+            self.trunk.start_alike()
 
     def init(self, batch_shape: tuple[int, ...] = (1,)) -> CMANPState:
         """A state that has seen nothing; ``batch_shape`` is ``(streams,)``."""

@@ -58,7 +58,9 @@ class Prior(NamedTuple):
         Raises:
             ValueError: for a name that is unknown, or a number that is not positive.
         """
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in (beliefs or {}).items()}
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in (beliefs or {}).items()
+        }
         unknown = sorted(given.keys() - set(cls._fields))
         if unknown:
             raise ValueError(f"a prior has no {unknown[0]!r}; it has {', '.join(cls._fields)}")

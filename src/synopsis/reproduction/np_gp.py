@@ -23,7 +23,7 @@ from synopsis.reproduction.family import EVERY_TITLE, TITLES
 from synopsis.tasks.gaussian_process import GaussianProcessTask, KernelName, evaluation_batches
 from synopsis.training import TrainingDiverged, evaluate
 from synopsis.training.evaluation import ratio
-from synopsis.training.experiment import Component
+from synopsis.training.experiment import JSON, Component
 
 KERNELS: tuple[KernelName, ...] = get_args(KernelName)
 BATCH_SIZE, SEED = 16, 0  # of the evaluation
@@ -39,7 +39,7 @@ for _name, _shipped in (("LBANP", None), ("CMANP", "gp-cmanp"), ("CMANPAND", "gp
     CONTENDERS[f"{_name}-32"] = Contender(f"{_name}-32", _small, shipped=_shipped)
 
 # What the task says of its functions, with the amplitudes in units of a noise variance of 0.02².
-PRIOR = {
+PRIOR: JSON = {
     "features": 128,
     "length_scales": [0.1, 0.15, 0.22, 0.33, 0.5],
     "amplitudes": [100.0, 1000.0],
