@@ -17,7 +17,9 @@ assert not loaded, loaded
 """
 
 
-@pytest.mark.parametrize("command", ["", "stream", "inspect", "merge", "train", "reproduce", "diagnose"])
+@pytest.mark.parametrize(
+    "command", ["", "stream", "inspect", "merge", "train", "reproduce", "diagnose"]
+)
 def test_help_does_not_load_torch(command: str) -> None:
     arguments = [command, "--help"] if command else ["--help"]
     done = subprocess.run(

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synopsis.processes import CMANP
+from synopsis.processes.base import load
 from synopsis.states import State
 from tests import reference
 from tests.tolerances import FLOAT64, PREDICTION, STATE
@@ -198,3 +199,22 @@ def test_what_a_fused_optimiser_changed_is_seen_after_a_change_of_mode():
     fresh = small()
     fresh.load_state_dict(process.state_dict())
     same(process.predict(state, x), fresh.eval()(x, y, x))
+
+
+def test_blocks_start_as_copies_of_one_where_that_is_asked_for():
+    def equal(layers) -> list[bool]:
+        first, *others = (list(layer.parameters()) for layer in layers)
+        return [all(map(torch.equal, first, other)) for other in others]
+
+    trunk = CMANP(**SMALL, initial="copies").trunk
+    assert all(equal(trunk.stack.blocks)) and all(equal(trunk.decoder))
+    assert not any(equal(CMANP(**SMALL).trunk.stack.blocks))
+
+
+def test_the_choice_of_initial_weights_leaves_older_fingerprints_alone(tmp_path):
+    """Weights of before there was a choice have a configuration without it, and are what they were."""
+    assert "initial" not in CMANP(**SMALL).config
+    process = CMANP(**SMALL, initial="copies").eval()
+    process.save_pretrained(tmp_path)
+    assert load(tmp_path).fingerprint == process.fingerprint
+    assert load(tmp_path).config["initial"] == "copies"

@@ -10,7 +10,7 @@ import torch
 
 from synopsis.tasks.gaussian_process import batch_generator
 from synopsis.training.records import read_records
-from synopsis.training.registries import build_trainee, build_task
+from synopsis.training.registries import build_task, build_trainee
 from synopsis.training.seeds import derived_seed, own_randomness
 from tests.tolerances import FLOAT32
 from tests.training.small import experiment

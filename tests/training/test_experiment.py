@@ -33,6 +33,7 @@ SETTINGS = {
     "ema": SHARE,
     "checkpoint_minutes": st.floats(0, 1e6),
     "log_every": COUNT,
+    "start": st.text("ab/_"),
 }
 TRAININGS = st.builds(Training, **SETTINGS)
 EVALUATIONS = st.builds(

@@ -252,3 +252,18 @@ def test_precisions_follow_each_other_in_one_interpreter(tmp_path):
     first, middle, last = (metrics(tmp_path / name)[0] for name in ("no0", "bf161", "no2"))
     assert first == last
     assert first != middle
+
+
+def test_training_begins_with_the_weights_that_are_named(tmp_path):
+    first = train(experiment("training.steps=2"), tmp_path / "first")
+    start = f"training.start={tmp_path / 'first'}"
+    started = experiment("training.steps=1", "training.learning_rate=1e-12", start)
+    again = load(train(started, tmp_path / "second"))
+    for name, weight in load(first).state_dict().items():
+        assert torch.allclose(weight, again.state_dict()[name], atol=1e-9), name
+
+
+@pytest.mark.parametrize("start", ["nowhere", "gp-tnpd"])
+def test_weights_that_do_not_fit_are_an_error_of_the_experiment(tmp_path, start):
+    with pytest.raises(ExperimentError, match=rf"training\.start = '{start}': "):
+        train(experiment("training.steps=1", f"training.start={start}"), tmp_path)

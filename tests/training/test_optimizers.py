@@ -1,11 +1,14 @@
 """Which parameters an optimiser moves, and how far."""
 
+import copy
+
+import pytest
 import torch
 from torch import nn
 
 from synopsis.processes import CMANP
 from synopsis.training.experiment import Training
-from synopsis.training.optimizers import MUON_NARROWEST, build_optimizers
+from synopsis.training.optimizers import MUON_NARROWEST, BatchedMuon, build_optimizers
 
 BFLOAT16 = 0.02  # torch's Muon orthogonalises in bfloat16
 
@@ -63,3 +66,67 @@ def test_a_first_step_of_muon_turns_the_gradient_into_a_rotation():
     values = torch.linalg.svdvals(step / 0.1)
     assert float(values.min()) > 0.5 - BFLOAT16 and float(values.max()) < 1.3 + BFLOAT16
     assert float((step * layer.weight.grad).sum()) > 0
+
+
+SHAPES = [(16, 16), (48, 16), (16, 16), (16, 48), (16, 16)]
+
+
+def matrices(seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def walk(optimizer, parameters, steps=range(4)) -> None:
+    for step in steps:
+        for parameter, gradient in zip(parameters, matrices(100 + step), strict=True):
+            parameter.grad = gradient.clone()
+        parameters[-1].grad = None if step == 1 else parameters[-1].grad
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.0, "momentum": 0.8},
+        {"nesterov": False},
+        {"adjust_lr_fn": "match_rms_adamw", "ns_steps": 3},
+    ],
+    ids=str,
+)
+def test_muon_on_all_matrices_of_a_shape_at_a_time_is_torchs(options):
+    """Up to the iteration's rounding, and with a step in which one has no gradient."""
+    ours, theirs = ([nn.Parameter(m) for m in matrices(0)] for _ in range(2))
+    walk(BatchedMuon(ours, lr=0.1, **options), ours)
+    walk(torch.optim.Muon(theirs, lr=0.1, **options), theirs)
+    for found, expected, start in zip(ours, theirs, matrices(0), strict=True):
+        moved = (expected - start).norm()
+        assert moved > 0.1
+        assert (found - expected).norm() < BFLOAT16 * moved
+
+
+def test_muon_goes_on_from_torchs_state_and_torchs_from_ours():
+    parts = [[nn.Parameter(m) for m in matrices(0)] for _ in range(2)]
+    kinds = (torch.optim.Muon, BatchedMuon)
+    first = [kind(part, lr=0.1) for kind, part in zip(kinds, parts, strict=True)]
+    for optimizer, part in zip(first, parts, strict=True):
+        walk(optimizer, part, range(2))
+    second = [kind(part, lr=0.1) for kind, part in zip(kinds[::-1], parts, strict=True)]
+    for optimizer, before in zip(second, first, strict=True):
+        optimizer.load_state_dict(copy.deepcopy(before.state_dict()))
+    for optimizer, part in zip(second, parts, strict=True):
+        walk(optimizer, part, range(2, 4))
+    for a, b, start in zip(*parts, matrices(0), strict=True):
+        assert (a - b).norm() < BFLOAT16 * (a - start).norm()
+
+
+def test_a_closure_is_called_with_gradients_on():
+    (parameter,) = parts = [nn.Parameter(torch.eye(16))]
+
+    def closure() -> float:
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert BatchedMuon(parts, lr=0.1).step(closure) == 16.0
+    assert not torch.equal(parameter, torch.eye(16))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from synopsis.training import Experiment, ExperimentError
-from synopsis.training.registries import TASKS, build_trainee, build_task
+from synopsis.training.registries import TASKS, build_task, build_trainee
 from tests.training.small import experiment
 
 

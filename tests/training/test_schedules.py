@@ -58,7 +58,19 @@ def test_stable_then_one_minus_square_root():
     assert learning_rate(100, training) == 0
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "one-cycle", "warmup-stable-decay"])
+def test_inverse_square_root_is_that_of_the_long_range_arena():
+    factor, warmup = 0.005, 1000
+    peak = factor / math.sqrt(warmup)
+    training = Training(
+        steps=5000, learning_rate=peak, schedule="inverse-square-root", warmup=warmup
+    )
+    expected = [factor * min(1, t / warmup) / math.sqrt(max(t, warmup)) for t in range(1, 5001)]
+    assert rates(training) == pytest.approx(expected, rel=FLOAT64)
+
+
+@pytest.mark.parametrize(
+    "schedule", ["cosine", "inverse-square-root", "one-cycle", "warmup-stable-decay"]
+)
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("warmup", [0, 1, 2, 5])
 def test_shortest_runs_have_a_rate_in_range(schedule, steps, warmup):

@@ -54,7 +54,7 @@ def diagnose(
     """
     with one_line_errors():
         from synopsis.diagnostics import reports_by_step
-        from synopsis.training.loop import METRICS
+        from synopsis.training.layout import METRICS
         from synopsis.training.records import read_records
 
         wanted = _experiment(run)
@@ -72,7 +72,7 @@ def diagnose(
 
 def _experiment(run: Path) -> "Experiment":
     from synopsis.training import Experiment
-    from synopsis.training.loop import EXPERIMENT, MODEL
+    from synopsis.training.layout import EXPERIMENT, MODEL
 
     if not (run / EXPERIMENT).exists():
         raise ValueError(f"{run} is not a run: it has no {EXPERIMENT}")

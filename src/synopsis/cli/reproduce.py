@@ -1,6 +1,6 @@
 """``synopsis reproduce``: make the tables of the documentation again.
 
-``COMMANDS`` is the one place where the commands of the neural processes are registered: a line is the command's name
+``COMMANDS`` is the one place where commands that train or measure models are registered: a line is the command's name
 and where its function stands, ``module:function``. Such a module imports torch, and whatever imports torch, inside its
 functions only, so that ``--help`` is instant; what the commands share is in :mod:`synopsis.cli.reproduction` (options
 ``Budget``, ``Seeds``, ``Models``, ``Batches``, ``Out``, ``Runs``; ``making``, ``chosen``, ``drawn``, ``say_where``).
@@ -41,6 +41,10 @@ COMMANDS = {
     "np-images": "synopsis.cli.reproduce_np_images:np_images",
     "np-bandit": "synopsis.cli.reproduce_np_bandit:np_bandit",
     "np-bo": "synopsis.cli.reproduce_np_bo:np_bo",
+    "np-ablation": "synopsis.cli.reproduce_np_ablation:np_ablation",
+    "luna-memory": "synopsis.cli.reproduce_luna_memory:luna_memory",
+    "luna-lra": "synopsis.cli.reproduce_luna_lra:luna_lra",
+    "luna-speed": "synopsis.cli.reproduce_luna_speed:luna_speed",
 }
 
 

@@ -38,7 +38,9 @@ class Summary(nn.Module):
         if pooling == "memory" and architecture.layer in WITHOUT_MEMORY:
             raise ValueError(f"{architecture.layer} has no memory to classify from")
         if pooling != "memory" and architecture.layer == LatentLayer.__name__:
-            raise ValueError(f"LatentLayer leaves items as they are: pool its memory, not {pooling!r}")
+            raise ValueError(
+                f"LatentLayer leaves items as they are: pool its memory, not {pooling!r}"
+            )
         self.encoder, self.pooling = Encoder(embedding, architecture), pooling
 
     def forward(

@@ -19,7 +19,7 @@ from synopsis.reproduction.remembering import remembered
 from synopsis.states import write_atomic
 from synopsis.training import Experiment, TrainingInterrupted, train
 from synopsis.training.experiment import Component, Evaluating, Section, Training
-from synopsis.training.loop import EXPERIMENT, METRICS, PROCESS
+from synopsis.training.layout import EXPERIMENT, METRICS, PROCESS
 from synopsis.training.records import read_records
 from synopsis.training.registries import build_task, build_trainee
 from synopsis.training.seeds import own_randomness

@@ -154,7 +154,7 @@ def _measure_here(asked: dict[str, Any]) -> None:
     x1, y1 = (torch.randn(1, 1, d, generator=generator) for d in (process.dim_x, process.dim_y))
     xt = torch.randn(1, targets, process.dim_x, generator=generator)
     empty = process.init()
-    _limit_memory(asked["most_bytes"])
+    limit_memory(asked["most_bytes"])
     patience = asked["patience"]
     state, call = _costs(lambda: process.update(empty, x, y), patience)
     _say(kept=state.nbytes, conditioning=call)
@@ -189,7 +189,7 @@ def _costs(call: Callable[[], Any], patience: float) -> tuple[Any, dict[str, flo
     return result, {"seconds": spent / calls if calls else first, "peak": peak}
 
 
-def _limit_memory(most_bytes: int) -> None:
+def limit_memory(most_bytes: int) -> None:
     """Asking for more than this is an error at once, instead of minutes of filling memory."""
     status = Path("/proc/self/status")
     if status.exists():

@@ -88,7 +88,7 @@ class Settings:
     seeds: int
     jobs: int
     runs: Path
-    task: Component = TASK
+    task: Component = field(default_factory=lambda: TASK)
     test_examples: int = 2_000
 
     @property

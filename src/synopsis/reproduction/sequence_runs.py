@@ -25,7 +25,7 @@ from synopsis.tasks.sequences import SequenceTask
 from synopsis.training.checkpoint import Checkpoint
 from synopsis.training.classification import classify
 from synopsis.training.experiment import Component, Evaluating, Experiment
-from synopsis.training.loop import CHECKPOINT, EXPERIMENT, METRICS, MODEL
+from synopsis.training.layout import CHECKPOINT, EXPERIMENT, METRICS, MODEL
 from synopsis.training.records import read_records
 from synopsis.training.runs import load_trained
 

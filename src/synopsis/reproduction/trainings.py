@@ -19,7 +19,7 @@ from typing import IO
 from synopsis.reproduction.contenders import Watch
 from synopsis.training import Experiment, TrainingDiverged, TrainingInterrupted, train
 from synopsis.training.interruption import Interruption
-from synopsis.training.loop import CHECKPOINT, EXPERIMENT, METRICS
+from synopsis.training.layout import CHECKPOINT, EXPERIMENT, METRICS
 from synopsis.training.records import read_records
 
 _POLL_SECONDS = 0.2

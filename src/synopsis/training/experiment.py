@@ -12,7 +12,7 @@ from synopsis.training.toml import toml_table
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON]"
 _T = TypeVar("_T")
 
-Schedule = Literal["cosine", "one-cycle", "warmup-stable-decay"]
+Schedule = Literal["cosine", "one-cycle", "inverse-square-root", "warmup-stable-decay"]
 Optimizer = Literal["adamw", "muon"]
 Section = Literal["process", "model"]
 
@@ -56,6 +56,7 @@ class Training:
         ema: decay of the moving average of the weights, in [0, 1); 0 keeps none.
         checkpoint_minutes: time between two checkpoints, in minutes.
         log_every: steps between two lines of metrics, at least 1.
+        start: run, folder or shipped name whose weights training begins with; random ones where it is empty.
     """
 
     steps: int = 100_000
@@ -75,6 +76,7 @@ class Training:
     ema: float = 0.0
     checkpoint_minutes: float = 3.0
     log_every: int = 100
+    start: str = ""
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,14 @@ from synopsis.training.checkpoint import Checkpoint, CheckpointError
 from synopsis.training.clock import Clock
 from synopsis.training.experiment import Experiment, ExperimentError
 from synopsis.training.interruption import Interruption
+from synopsis.training.layout import CHECKPOINT, EXPERIMENT, METRICS
 from synopsis.training.learner import Learner, Tally
 from synopsis.training.records import append_record, keep_records
 from synopsis.training.registries import build_task, build_trainee
+from synopsis.training.runs import load_trained
 from synopsis.training.schedules import learning_rate
 from synopsis.training.seeds import derived_seed, own_randomness, seed_torch
 from synopsis.training.trainees import Trainee, check_suits, look_into, measure
-
-EXPERIMENT, METRICS, CHECKPOINT = "experiment.toml", "metrics.jsonl", "checkpoint.safetensors"
-PROCESS, MODEL = "process", "model"  # as the sections of an experiment are called
 
 Watch = Callable[[int, float, float], None]
 
@@ -103,6 +102,8 @@ class Run:
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=experiment.training.precision)
         trainee = build_trainee(experiment)
+        if experiment.training.start and not (folder / CHECKPOINT).exists():
+            _start(trainee, experiment)
         _check(experiment, trainee, self.task, self.accelerator.num_processes)
         self.learner = Learner(trainee, experiment.training, self.accelerator)
         self.step = 0
@@ -207,6 +208,16 @@ class Run:
             return stop
         told = torch.tensor(float(stop), device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, "sum") > 0)
+
+
+def _start(trainee: Trainee, experiment: Experiment) -> None:
+    """Take the weights of what was trained before."""
+    where = f"{experiment.source}: training.start = {experiment.training.start!r}"
+    try:
+        before = load_trained(experiment.training.start)
+        trainee.load_state_dict(before.state_dict())
+    except (ValueError, RuntimeError) as error:
+        raise ExperimentError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def _check(experiment: Experiment, trainee: Trainee, task: Any, ranks: int) -> None:

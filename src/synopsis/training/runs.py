@@ -7,7 +7,7 @@ from synopsis.models import load_model
 from synopsis.processes.base import load
 from synopsis.training.checkpoint import Checkpoint
 from synopsis.training.experiment import Experiment, ExperimentError
-from synopsis.training.loop import CHECKPOINT, EXPERIMENT, MODEL, PROCESS
+from synopsis.training.layout import CHECKPOINT, EXPERIMENT, MODEL, PROCESS
 from synopsis.training.registries import build_trainee
 from synopsis.training.seeds import own_randomness
 from synopsis.training.trainees import Trainee

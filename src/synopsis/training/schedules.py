@@ -1,4 +1,8 @@
-"""Learning rates as closed formulas of the step, so that a resumed run needs no scheduler's state."""
+"""Learning rates as closed formulas of the step, so that a resumed run needs no scheduler's state.
+
+``"inverse-square-root"`` is peak · min(t/w, √(w/t)) at step t = 1, 2, … with warm-up w: Vaswani et al. 2017, section
+5.3; the peak is the d^−½ w^−½ of that paper, and the ``factor``/√w of the Long Range Arena.
+"""
 
 import math
 
@@ -23,6 +27,8 @@ def learning_rate(step: int, training: Training) -> float:
         return training.learning_rate * _one_cycle(step, training.steps, training.warmup)
     if step < training.warmup:
         return training.learning_rate * (step + 1) / training.warmup
+    if training.schedule == "inverse-square-root":
+        return training.learning_rate * math.sqrt(max(training.warmup, 1) / (step + 1))
     if training.schedule == "cosine":
         return training.learning_rate * _cosine(step - training.warmup, training)
     return training.learning_rate * _stable_decay(step, training)

@@ -1,0 +1,144 @@
+"""What a training step costs: CPU time, wall time and peak memory, each in a process of its own.
+
+A step is forward, backward and AdamW's update. Before the measured one there is a small one, so that nothing that is
+made at first use (kernels, the optimiser's moments) is counted.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from synopsis.attention.resident_memory import measured_call
+from synopsis.models import MODELS, Model
+from synopsis.reproduction.costs import GIB, limit_memory
+from synopsis.reproduction.materialised import materialise
+from synopsis.tasks.sequences import SequenceBatch
+from synopsis.training.experiment import Component
+
+_WARM_UP = 64  # tokens of the step before the measured one
+_TOO_MUCH, _DIED = 3, 4  # exit codes of the measuring process
+
+
+@dataclass(frozen=True)
+class StepCell:
+    """One step to measure, with random weights and random tokens, none of them a pad.
+
+    Args:
+        model: a ``SequenceClassifier``, as in an experiment.
+        batch: sequences.
+        materialised: with all scores stored, as the published code does.
+        threads: of the processor.
+    """
+
+    model: Component
+    batch: int
+    materialised: bool = False
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What was found.
+
+    Args:
+        batch: sequences of the step.
+        cpu_seconds: over all threads; None where it was stopped.
+        seconds: of wall time, which other programs make longer.
+        peak: bytes of resident memory at its peak, beyond what was there before.
+        stopped: ``"time"``, ``"memory"`` or ``"died"``; None for a whole step.
+    """
+
+    batch: int
+    cpu_seconds: float | None = None
+    seconds: float | None = None
+    peak: int | None = None
+    stopped: str | None = None
+
+
+def measure_step(cell: StepCell, patience: float, most_gib: float) -> StepCost:
+    """Measure one step in a process of its own.
+
+    Args:
+        cell: what.
+        patience: CPU-seconds that the step may take.
+        most_gib: memory that it may ask for, GiB.
+
+    Example:
+        >>> sizes = {"layers": 1, "dim": 8, "heads": 2, "feedforward": 8, "memory": 4, "length": 64}
+        >>> cell = StepCell(Component("SequenceClassifier", sizes), batch=2)
+        >>> measure_step(cell, patience=60.0, most_gib=4.0).stopped    # doctest: +SKIP
+    """
+    asked = {**asdict(cell), "patience": patience, "most_gib": most_gib}
+    ended = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(cell.threads)},
+        check=False,
+    )
+    if ended.returncode == 0:
+        return StepCost(cell.batch, **json.loads(ended.stdout))
+    stopped = {-signal.SIGPROF: "time", _TOO_MUCH: "memory"}.get(ended.returncode, "died")
+    if stopped == "died":
+        raise OSError(f"the process that measures has died: {ended.stderr.strip()[-500:]}")
+    return StepCost(cell.batch, stopped=stopped)
+
+
+def one_step(model: Model, optimizer: torch.optim.Optimizer) -> Callable[[SequenceBatch], None]:
+    """A step of training on a batch."""
+
+    def step(batch: SequenceBatch) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model.loss(batch).backward()
+        optimizer.step()
+
+    return step
+
+
+def _measure_here(asked: dict[str, Any]) -> dict[str, float]:
+    torch.manual_seed(0)
+    torch.set_num_threads(asked["threads"])
+    config = asked["model"]["arguments"]
+    model = MODELS[asked["model"]["name"]](**config).train()
+    step = one_step(model, torch.optim.AdamW(model.parameters(), lr=1e-4))
+    if asked["materialised"]:
+        materialise(model)
+    step(_random(2, min(_WARM_UP, config["length"]), config))
+    batch = _random(asked["batch"], config["length"], config)
+    limit_memory(round(asked["most_gib"] * GIB))
+    signal.setitimer(signal.ITIMER_PROF, asked["patience"])
+    begin = time.perf_counter()
+    cpu_seconds, peak, _ = measured_call(lambda: step(batch))
+    return {"cpu_seconds": cpu_seconds, "seconds": time.perf_counter() - begin, "peak": peak}
+
+
+def _random(batch: int, length: int, config: dict[str, Any]) -> SequenceBatch:
+    tokens = torch.randint(1, config.get("vocabulary", 17), (batch, length))
+    return SequenceBatch(torch.randint(config.get("classes", 10), (batch,)), tokens)
+
+
+def _run() -> int:
+    try:
+        found = _measure_here(json.loads(sys.stdin.read()))
+    except (RuntimeError, MemoryError) as error:
+        if "alloc" in str(error) or isinstance(error, MemoryError):
+            return _TOO_MUCH
+        raise
+    sys.stdout.write(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_run())
+
+
+__all__ = ["StepCell", "StepCost", "measure_step", "one_step"]
