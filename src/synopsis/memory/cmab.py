@@ -34,6 +34,7 @@ from synopsis.memory.layers import (
     join_heads,
     split_heads,
 )
+from synopsis.memory.layers_training import softmax_attention
 from synopsis.states import State, check_streams
 from synopsis.weights import Weights, fingerprint
 
@@ -272,7 +273,7 @@ class CMABStack(nn.Module):
         if x.shape[1] == 0:  # nothing seen: attention over nothing is 0
             return self._answers(torch.zeros_like(query), latents)
         pairs = None if mask is None else mask[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=pairs, scale=1.0)
+        attended = softmax_attention(query, key, value, pairs, scale=1.0)
         return self._answers(attended, latents)
 
     def _answers(self, attended: Tensor, latents: Tensor) -> list[Tensor]:

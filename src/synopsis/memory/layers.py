@@ -6,12 +6,16 @@ Each is "normalise, transform, add". With ``residual="raw"`` the skip carries th
     raw:     out = x + f(LN(x))            normed:  out = LN(x) + f(LN(x))
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from synopsis.memory.layers_training import Linear, linear, softmax_attention
 
 Residual = Literal["raw", "normed"]
 
@@ -34,9 +38,9 @@ class MultiheadAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"dim {dim} does not divide into {heads} heads")
         self.heads = heads
-        self.to_query = nn.Linear(dim, dim, bias=False)
-        self.to_key_value = nn.Linear(dim, 2 * dim, bias=False)
-        self.to_output = nn.Linear(dim, dim)
+        self.to_query = Linear(dim, dim, bias=False)
+        self.to_key_value = Linear(dim, 2 * dim, bias=False)
+        self.to_output = Linear(dim, dim)
 
     def forward(
         self,
@@ -45,14 +49,18 @@ class MultiheadAttention(nn.Module):
         mask: Bool[Tensor, "*batch keys"] | None = None,
     ) -> Float[Tensor, "*batch queries dim"]:
         """Attend from x to context; mask is True where a context item is real."""
-        query = split_heads(self.to_query(x), self.heads)
-        key, value = self.to_key_value(context).chunk(2, dim=-1)
+        query, key, value = (split_heads(t, self.heads) for t in self._project(x, context))
         pairs = None if mask is None else mask[..., None, None, :]
-        attended = F.scaled_dot_product_attention(
-            query, split_heads(key, self.heads), split_heads(value, self.heads), attn_mask=pairs
-        )
+        attended = softmax_attention(query, key, value, pairs)
         projected: Tensor = self.to_output(join_heads(attended))
         return projected
+
+    def _project(self, x: Tensor, context: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values; in training, where x attends to itself, by one product and not by two."""
+        if self.training and x is context:
+            weight = torch.cat([self.to_query.weight, self.to_key_value.weight])
+            return linear(x, weight).chunk(3, dim=-1)
+        return self.to_query(x), *self.to_key_value(context).chunk(2, dim=-1)
 
 
 class CrossAttention(nn.Module):
@@ -106,8 +114,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.residual = residual
         self.norm = nn.LayerNorm(dim)
-        self.expand = nn.Linear(dim, 2 * hidden)
-        self.contract = nn.Linear(hidden, dim)
+        self.expand = Linear(dim, 2 * hidden)
+        self.contract = Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Transform each item by itself and add."""

@@ -1,291 +1,158 @@
-"""Residual sub-layers as a training step runs them on a processor: one node of the graph each, gradients by hand.
+"""Linear layers and attention as training runs them on a processor.
 
-Autograd builds a sub-layer's backward pass from a dozen operators' own: it glues halves of gradients together that
-could have been written into one buffer, multiplies twice where one product would do, and spends as much on keeping
-books as small layers do on arithmetic. Here each sub-layer is one operator with both passes written out; attention is
-torch's fused kernel, and products are those of :mod:`synopsis.memory.layers_products`.
-
-Under autocast products are in its dtype, while normalisation, the residual stream and attention stay in the dtype of
-the input: torch's attention for processors is four times slower in 16 bits than in 32.
-
-One backward pass is all these give. :func:`applies` says where they stand for the sub-layers of
-:mod:`synopsis.memory.layers`, which are their definition.
+Half of a training step of these small networks is products of a tall matrix with a small one. torch hands those in
+float32 to MKL, which on processors other than Intel's leaves half of their vector units idle; oneDNN, which torch
+brings too, does not, but torch has no switch for it. So the product and its two gradients are written out here, on an
+operator that torch's compiler uses. The operator is private: it is probed before its first use, and left alone where it
+is absent or wrong. It is for one backward pass: under ``torch.func``, forward mode and ``torch.compile``, on other
+devices, in other dtypes and outside training, torch's own product does the work.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+import math
+from functools import cache
+from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from synopsis.attention.fused import is_trustworthy
-from synopsis.memory.layers_products import product, product_of_rows
-
+_FEWEST_ROWS = 256  # below, calling costs more than multiplying
+_PROBE_ERROR = 1e-5
+_SCORES = 1 << 23  # scores held at once, 16 MiB of bfloat16: more are not worth storing
 _Context: TypeAlias = Any  # of an autograd.Function
 
 
-class Plan(NamedTuple):
-    """What a sub-layer knows besides its tensors.
+class Linear(nn.Linear):
+    """torch's linear layer, with the same weights; in training on a processor by the faster product.
 
-    Args:
-        raw: whether the skip carries the input itself, or the normalised one.
-        dtype: of the products.
-        heads: of attention.
+    Example:
+        >>> import torch
+        >>> Linear(4, 3)(torch.randn(2, 5, 4)).shape
+        torch.Size([2, 5, 3])
     """
 
-    raw: bool
-    dtype: torch.dtype
-    heads: int = 1
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """``x @ weightᵀ + bias``."""
+        return linear(x, self.weight, self.bias) if self.training else super().forward(x)
 
 
-def plan(x: Tensor, raw: bool, heads: int = 1) -> Plan:
-    """The plan of a sub-layer for this input, in the dtype of autocast where it is on."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return Plan(raw, dtype, heads)
+def linear(
+    x: Float[Tensor, "*batch inputs"],
+    weight: Float[Tensor, "outputs inputs"],
+    bias: Float[Tensor, " outputs"] | None = None,
+) -> Float[Tensor, "*batch outputs"]:
+    """``x @ weightᵀ + bias``, for a training step.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.ones(3, 4, requires_grad=True)
+        >>> linear(torch.ones(300, 4), weight).sum().item()
+        3600.0
+    """
+    if not (_learns(x, weight) and _is_fast(x, weight)):
+        return F.linear(x, weight, bias)
+    product: Tensor = _Product.apply(x, weight, bias)
+    return product
 
 
-def applies(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a sub-layer is to be trained by one ordinary backward pass on a processor."""
+def softmax_attention(
+    query: Float[Tensor, "*batch heads queries width"],
+    key: Float[Tensor, "*batch heads keys width"],
+    value: Float[Tensor, "*batch heads keys width"],
+    mask: Bool[Tensor, "*batch #heads #queries keys"] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "*batch heads queries width"]:
+    """torch's attention, but for autocast on a processor, where its kernel is four times slower than in 32 bits.
+
+    There few scores are stored in 16 bits, by the textbook; for many, or with a mask, the kernel works in 32 bits.
+    """
+    if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    if mask is None and query.shape[:-1].numel() * key.shape[-2] <= _SCORES:
+        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        query = query if scale == 1.0 else query * scale
+        return (query @ key.transpose(-2, -1)).softmax(-1) @ value
+    with torch.autocast("cpu", enabled=False):
+        query, key, value = (
+            t.to(torch.promote_types(t.dtype, torch.float32)) for t in (query, key, value)
+        )
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+def _learns(*tensors: Tensor) -> bool:
+    """Whether one ordinary backward pass is all that will be asked."""
     return (
-        layer.training
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and torch.is_grad_enabled()
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and x.numel() > 0
+        and any(t.requires_grad for t in tensors)
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
     )
 
 
-def attends(layer: nn.Module, x: Tensor, context: Tensor) -> bool:
-    """Whether :func:`applies`, and torch's kernel takes the shapes."""
-    same = x.dim() == context.dim() == 3 and x.dtype == context.dtype and len(x) == len(context)
-    return same and context.numel() > 0 and applies(layer, x) and is_trustworthy()
+def _is_fast(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN takes the product and MKL would else; in 16 bits torch goes to oneDNN by itself."""
+    return (
+        x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and x.numel() >= _FEWEST_ROWS * x.shape[-1] > 0
+        and bool(torch.backends.mkldnn.enabled)
+        and is_trustworthy()
+    )
 
 
-def feed_forward(
-    x: Float[Tensor, "*batch dim"], norm: nn.LayerNorm, expand: nn.Linear, contract: nn.Linear, how: Plan
-) -> Float[Tensor, "*batch dim"]:
-    """Normalise, expand, gate, contract and add: :class:`synopsis.memory.layers.FeedForward`."""
-    weights = (norm.weight, norm.bias, expand.weight, expand.bias, contract.weight, contract.bias)
-    found: Tensor = _FeedForward.apply(x, *weights, norm.eps, how)
-    return found
+@cache
+def is_trustworthy() -> bool:
+    """Whether this torch has the operator, wide vectors for it, and its answers are those of the textbook."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # elsewhere it was not measured
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*n, generator=generator) for n in ((300, 33), (17, 33), (17,)))
+    try:
+        found = (_product(x, weight, bias), _product(x, weight.t().contiguous().t(), None))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    exact = x.double() @ weight.double().t()
+    errors = ((found[0] - exact - bias.double()).abs().max(), (found[1] - exact).abs().max())
+    return all(bool(error < _PROBE_ERROR * exact.abs().max()) for error in errors)
 
 
-class _FeedForward(torch.autograd.Function):
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weightᵀ + bias``; the weight may be a transposed view, which is not copied."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: _Context, x: Tensor, *arguments: Any) -> Tensor:
-        *weights, eps, how = arguments
-        gain, shift, *rest = weights
-        expand, expand_bias, contract, contract_bias = (w.to(how.dtype) for w in rest)
-        flat = x.reshape(-1, x.shape[-1])
-        normed, mean, rstd = torch.native_layer_norm(flat, flat.shape[-1:], gain, shift, eps)
-        entering = normed.to(how.dtype)
-        halves = product(entering, expand, expand_bias)
-        value, gate = halves.chunk(2, dim=-1)
-        bent = F.gelu(gate)
-        hidden = value * bent
-        branch = product(hidden, contract, contract_bias)
-        ctx.save_for_backward(flat, mean, rstd, gain, shift, entering, halves, bent, hidden, expand, contract)
-        ctx.how, ctx.dtype = how, rest[0].dtype
-        return _added(flat if how.raw else normed, branch).view_as(x)
+    def forward(ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat, mean, rstd, gain, shift, entering, halves, bent, hidden, expand, contract = ctx.saved_tensors
-        how = ctx.how
-        skip = grad.reshape(flat.shape)
-        leaving = skip.to(how.dtype)
-        of_hidden = product(leaving, contract.t())
-        of_halves = _gate_backward(of_hidden, halves, bent)
-        of_normed = product(of_halves, expand.t())
-        of_x = _norm_backward(of_normed, skip, (flat, mean, rstd, gain, shift), how)
-        of_weights = (
-            product_of_rows(of_halves, entering),
-            of_halves.sum(0),
-            product_of_rows(leaving, hidden),
-            leaving.sum(0),
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            _product(grad, weight.t(), None) if of_x else None,
+            _of_rows(rows, x.reshape(-1, x.shape[-1])) if of_weight else None,
+            rows.sum(0) if of_bias else None,
         )
-        return (of_x[0].view_as(grad), *of_x[1:], *(w.to(ctx.dtype) for w in of_weights), None, None)
 
 
-def _gate_backward(grad: Tensor, halves: Tensor, bent: Tensor) -> Tensor:
-    """Gradient of value × GELU(gate), both halves written into one buffer; ``grad`` is used up."""
-    value, gate = halves.chunk(2, dim=-1)
-    both = torch.empty_like(halves)
-    of_value, of_gate = both.chunk(2, dim=-1)
-    torch.mul(grad, bent, out=of_value)
-    torch.ops.aten.gelu_backward.grad_input(grad.mul_(value), gate, grad_input=of_gate)
-    return both
+def _of_rows(a: Tensor, b: Tensor) -> Tensor:
+    """``aᵀ @ b`` of two tall matrices. The left factor of a product is copied: let that be the narrower one."""
+    if a.shape[1] == b.shape[1]:
+        return a.t() @ b  # both copies are large for what they give
+    if a.shape[1] < b.shape[1]:
+        return _product(a.t(), b.t(), None)
+    return _product(b.t(), a.t(), None).t()
 
 
-def _norm_backward(
-    of_normed: Tensor, skip: Tensor, saved: tuple[Tensor, ...], how: Plan
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, gain and shift, where the gradient of the sum goes through the skip as well."""
-    flat, mean, rstd, gain, shift = saved
-    of_normed = of_normed.to(flat.dtype)
-    if not how.raw:
-        of_normed.add_(skip)
-    x, of_gain, of_shift = torch.ops.aten.native_layer_norm_backward(
-        of_normed, flat, flat.shape[-1:], mean, rstd, gain, shift, (True, True, True)
-    )
-    return (x.add_(skip) if how.raw else x), of_gain, of_shift
-
-
-def _added(skip: Tensor, branch: Tensor) -> Tensor:
-    return branch.add_(skip) if branch.dtype == skip.dtype else skip + branch
-
-
-def self_attention(
-    x: Float[Tensor, "batch length dim"], norm: nn.LayerNorm, projections: tuple[nn.Linear, nn.Linear, nn.Linear], how: Plan
-) -> Float[Tensor, "batch length dim"]:
-    """Normalise, attend within and add: :class:`synopsis.memory.layers.SelfAttention`, without a mask.
-
-    Args:
-        x: attends to itself.
-        norm: of x.
-        projections: to queries, to keys and values, and of the output.
-        how: with the number of heads.
-    """
-    query, both, output = projections
-    weights = (norm.weight, norm.bias, query.weight, both.weight, output.weight, output.bias)
-    found: Tensor = _SelfAttention.apply(x, *weights, norm.eps, how)
-    return found
-
-
-class _SelfAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: _Context, x: Tensor, *arguments: Any) -> Tensor:
-        gain, shift, query, both, output, bias, eps, how = arguments
-        flat = x.reshape(-1, x.shape[-1])
-        normed, mean, rstd = torch.native_layer_norm(flat, flat.shape[-1:], gain, shift, eps)
-        entering = normed.to(how.dtype)
-        into, out = torch.cat([query, both]).to(how.dtype), output.to(how.dtype)
-        projected = product(entering, into).to(x.dtype).view(*x.shape[:-1], -1)
-        attended, lse = _attend(projected.chunk(3, dim=-1), how)
-        joined = _joined(attended).to(how.dtype)
-        branch = product(joined, out, bias.to(how.dtype))
-        ctx.save_for_backward(flat, mean, rstd, gain, shift, entering, into, out, projected, attended, lse, joined)
-        ctx.how = how
-        return _added(flat if how.raw else normed, branch).view_as(x)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *norm, entering, into, out, projected, attended, lse, joined = ctx.saved_tensors
-        how, flat = ctx.how, norm[0]
-        skip = grad.reshape(flat.shape)
-        leaving = skip.to(how.dtype)
-        of_joined = product(leaving, out.t()).to(flat.dtype).view(grad.shape)
-        parts = _attend_backward(of_joined, projected.chunk(3, dim=-1), attended, lse, how)
-        of_projected = torch.cat([_joined(p) for p in parts], dim=-1).to(how.dtype)
-        of_x = _norm_backward(product(of_projected, into.t()), skip, tuple(norm), how)
-        of_into = product_of_rows(of_projected, entering).to(flat.dtype)
-        of_out = product_of_rows(leaving, joined).to(flat.dtype)
-        width = flat.shape[-1]
-        of_bias = leaving.sum(0, dtype=flat.dtype)
-        return (of_x[0].view_as(grad), *of_x[1:], of_into[:width], of_into[width:], of_out, of_bias, None, None)
-
-
-def cross_attention(
-    x: Float[Tensor, "batch queries dim"],
-    context: Float[Tensor, "batch keys dim"],
-    norms: tuple[nn.LayerNorm, nn.LayerNorm],
-    projections: tuple[nn.Linear, nn.Linear, nn.Linear],
-    how: Plan,
-) -> Float[Tensor, "batch queries dim"]:
-    """Normalise both, attend and add: :class:`synopsis.memory.layers.CrossAttention`, without a mask.
-
-    Args:
-        x: asks.
-        context: is asked.
-        norms: of x and of the context.
-        projections: to queries, to keys and values, and of the output.
-        how: with the number of heads.
-    """
-    query, both, output = projections
-    weights = [w for norm in norms for w in (norm.weight, norm.bias)]
-    weights += [query.weight, both.weight, output.weight, output.bias]
-    found: Tensor = _CrossAttention.apply(x, context, *weights, (norms[0].eps, norms[1].eps), how)
-    return found
-
-
-class _CrossAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: _Context, x: Tensor, context: Tensor, *arguments: Any) -> Tensor:
-        gain, shift, gain_c, shift_c, *weights, bias, eps, how = arguments
-        flat, flat_c = (t.reshape(-1, t.shape[-1]) for t in (x, context))
-        normed, *moments = torch.native_layer_norm(flat, flat.shape[-1:], gain, shift, eps[0])
-        normed_c, *moments_c = torch.native_layer_norm(flat_c, flat.shape[-1:], gain_c, shift_c, eps[1])
-        asking, asked = normed.to(how.dtype), normed_c.to(how.dtype)
-        query, both, out = (w.to(how.dtype) for w in weights)
-        queries = product(asking, query).to(x.dtype).view(x.shape)
-        keys_values = product(asked, both).to(x.dtype).view(*context.shape[:-1], -1)
-        attended, lse = _attend((queries, *keys_values.chunk(2, dim=-1)), how)
-        joined = _joined(attended).to(how.dtype)
-        branch = product(joined, out, bias.to(how.dtype))
-        norms = (flat, *moments, gain, shift, flat_c, *moments_c, gain_c, shift_c)
-        ctx.save_for_backward(*norms, asking, asked, query, both, out, queries, keys_values, attended, lse, joined)
-        ctx.how = how
-        return _added(flat if how.raw else normed, branch).view_as(x)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        norm, norm_c, rest = ctx.saved_tensors[:5], ctx.saved_tensors[5:10], ctx.saved_tensors[10:]
-        asking, asked, query, both, out, queries, keys_values, attended, lse, joined = rest
-        how, flat = ctx.how, norm[0]
-        skip = grad.reshape(flat.shape)
-        leaving = skip.to(how.dtype)
-        of_joined = product(leaving, out.t()).to(flat.dtype).view(grad.shape)
-        inputs = (queries, *keys_values.chunk(2, dim=-1))
-        of_query, *of_both = map(_joined, _attend_backward(of_joined, inputs, attended, lse, how))
-        of_queries, of_keys_values = of_query.to(how.dtype), torch.cat(of_both, dim=-1).to(how.dtype)
-        of_x = _norm_backward(product(of_queries, query.t()), skip, norm, how)
-        of_c = _context_backward(product(of_keys_values, both.t()), norm_c)
-        pairs = ((of_queries, asking), (of_keys_values, asked), (leaving, joined))
-        of_weights = (product_of_rows(a, b).to(flat.dtype) for a, b in pairs)
-        of_bias = leaving.sum(0, dtype=flat.dtype)
-        of_context = of_c[0].view(*keys_values.shape[:-1], -1)
-        return (of_x[0].view_as(grad), of_context, *of_x[1:], *of_c[1:], *of_weights, of_bias, None, None)
-
-
-def _context_backward(of_normed: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a context, its gain and its shift: there is no skip."""
-    flat, mean, rstd, gain, shift = saved
-    x, of_gain, of_shift = torch.ops.aten.native_layer_norm_backward(
-        of_normed.to(flat.dtype), flat, flat.shape[-1:], mean, rstd, gain, shift, (True, True, True)
-    )
-    return x, of_gain, of_shift
-
-
-def _attend(inputs: tuple[Tensor, ...], how: Plan) -> tuple[Tensor, Tensor]:
-    """Output (batch, heads, queries, width) and log-sum-exp, from (batch, length, dim)."""
-    query, key, value = (_split(t, how) for t in inputs)
-    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-    return output, lse
-
-
-def _attend_backward(
-    grad: Tensor, inputs: tuple[Tensor, ...], output: Tensor, lse: Tensor, how: Plan
-) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = (_split(t, how) for t in inputs)
-    of_query, of_key, of_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        _split(grad, how), query, key, value, output, lse, 0.0, False
-    )
-    return of_query, of_key, of_value
-
-
-def _split(x: Tensor, how: Plan) -> Tensor:
-    return x.unflatten(-1, (how.heads, -1)).transpose(1, 2)
-
-
-def _joined(x: Tensor) -> Tensor:
-    """(batch, heads, length, width) to (batch·length, heads·width)."""
-    return x.transpose(1, 2).flatten(2).flatten(0, 1)
+__all__ = ["Linear", "linear", "softmax_attention"]

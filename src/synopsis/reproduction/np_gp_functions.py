@@ -27,8 +27,8 @@ from synopsis.training.evaluation import ratio
 from synopsis.training.seeds import derived_seed, own_randomness
 
 SAMPLES = 16  # functions drawn for each task
-DRAWN_BATCHES = 50  # on which draws are scored, at most
-BLOCKS: dict[int | None, int] = {None: 10**9, 10: 1000, 1: 200}  # targets together: most batches
+DRAWN_BATCHES = 25  # on which draws are scored, at most
+BLOCKS: dict[int | None, int] = {None: 10**9, 10: 200, 1: 50}  # targets together: most batches
 _DIAGONAL = ("CMANP", "CMANP-32", "AnchoredCMANP")  # for comparison: what no correlations are worth
 
 
