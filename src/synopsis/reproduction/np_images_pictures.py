@@ -67,7 +67,7 @@ def draw(
 def _grid(height: int, images: int, counts: int) -> tuple[Picture, np.ndarray]:
     """Axes without frames; a narrow column keeps the images apart."""
     ratios = ([1.0] * counts + [0.3]) * images
-    left, right, top = 1.0, 1.1, 0.75  # inches of margin
+    left, right, top = 1.3, 1.1, 0.75  # inches of margin
     width = sum(ratios) + left + right
     total = height + top + 0.1
     picture = Picture(figsize=(width, total))
@@ -118,10 +118,21 @@ def _draw_image(
 def _name_rows(axes: Iterable[Axes], names: Sequence[str]) -> None:
     labels = [
         "given\n(blue: hidden)",
-        *(f"{name}:\n{what}" for name in names for what in ("mean", "sd")),
+        *(f"{_narrow(name)}:\n{what}" for name in names for what in ("mean", "sd")),
     ]
     for ax, label in zip(axes, labels, strict=True):
         ax.annotate(label, (-0.15, 0.5), xycoords="axes fraction", ha="right", va="center")
+
+
+def _narrow(name: str) -> str:
+    """A name for the margin: what stands in brackets is left to the page, but for its last word.
+
+    Example:
+        >>> _narrow("CMANP (`fashion-cmanp`, shipped)")
+        'CMANP,\\nshipped'
+    """
+    model, bracket, inside = name.partition(" (")
+    return f"{model},\n{inside.rstrip(')').split()[-1]}" if bracket else model
 
 
 def _explain(picture: Picture, axes: np.ndarray) -> None:
