@@ -18,13 +18,11 @@ from torch import Tensor
 from synopsis.memory.layers import perceptron
 from synopsis.processes.anchored import AnchoredCMANP, AnchoredState
 from synopsis.processes.autoregressive import BlockAutoregressive
-from synopsis.processes.context import blank
 from synopsis.processes.experts import Covariance
 from synopsis.processes.heads import Gaussian, wide
 from synopsis.processes.joint import JointHead
 from synopsis.processes.joint_gaussians import LowRankGaussian
 from synopsis.processes.spectral import SpectralState
-from synopsis.states import check_streams
 
 _DEPTH = 4  # linear layers that turn features into gate and noise
 _START = 0.01  # by which the last layers' weights are smaller than usual when training starts
@@ -71,7 +69,7 @@ class AnchoredHead(JointHead):
         return LowRankGaussian(mean, torch.cat([gate * covariance.factor, added], -1), own, real)
 
 
-class AnchoredCMANPAND(BlockAutoregressive, AnchoredCMANP):
+class AnchoredCMANPAND(BlockAutoregressive, AnchoredCMANP):  # type: ignore[misc]  # predicts a joint distribution
     """AnchoredCMANP with a joint head, autoregressive over blocks of targets.
 
     An input that is NaN is "not given". Targets of one block may come in any order.
@@ -117,36 +115,14 @@ class AnchoredCMANPAND(BlockAutoregressive, AnchoredCMANP):
         self.target_block, self.train_splits = target_block, train_splits
         self.per_target = per_target
 
-    def predict(  # type: ignore[override]  # a joint distribution
-        self,
-        state: AnchoredState,
-        xt: Float[Tensor, "batch targets dim_x"],
-        real: Bool[Tensor, "batch targets"] | None = None,
-    ) -> LowRankGaussian:
-        """The joint distribution of all targets as one block; nothing is learned and nothing changes.
+    def answered(self, state: AnchoredState, xt: Tensor, real: Tensor | None) -> LowRankGaussian:
+        """The head on what both memories answer."""
+        return self._predict(state.regression, self.trunk.read(state.blocks), xt, real)
 
-        Args:
-            state: what was seen.
-            xt: target inputs.
-            real: True where a target is real; the others are neither predicted nor seen by those that are.
-        """
-        self.check_points(xt)
-        self.check_belongs(state)
-        check_streams(state, len(xt))
-        answers = self.trunk.read(state.blocks)
-        return self._predict(state.regression, answers, blank(xt, real), real)
-
-    def jointly(
-        self,
-        xc: Float[Tensor, "batch context dim_x"],
-        yc: Float[Tensor, "batch context 1"],
-        xt: Float[Tensor, "batch targets dim_x"],
-        mask: Bool[Tensor, "batch context"] | None,
-        real: Bool[Tensor, "batch targets"] | None,
+    def swept(
+        self, xc: Tensor, yc: Tensor, xt: Tensor, mask: Tensor | None, real: Tensor | None
     ) -> LowRankGaussian:
-        """Predict all targets as one block; in training mode by one fused, differentiable sweep."""
-        if not self.training:
-            return self.predict(self.update(self.init((len(xc),)), xc, yc, mask), xt, real)
+        """The head after one sweep over the context."""
         return self._predict(*self._sweep(xc, yc, mask), xt, real)
 
     def _predict(  # type: ignore[override]  # a joint distribution

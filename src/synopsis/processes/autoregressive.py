@@ -18,9 +18,11 @@ from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
 from synopsis.processes.base import Process
+from synopsis.processes.context import blank
 from synopsis.processes.heads import Gaussian
 from synopsis.processes.joint import JointProcess, joint_loss
 from synopsis.processes.joint_gaussians import JointGaussian
+from synopsis.states import check_streams
 from synopsis.tasks import Batch
 
 _SPLIT = 0.5  # share of training batches that are split: 1.5 conditionings per batch on average
@@ -29,8 +31,7 @@ _SPLIT = 0.5  # share of training batches that are split: 1.5 conditionings per 
 class BlockAutoregressive(JointProcess, Process, abstract=True):
     """What a process with a joint head does with more than one block of targets; a mixin, to be named first.
 
-    A subclass implements :meth:`predict` with a mask of the targets, and :meth:`jointly`; its constructor sets the
-    attributes below.
+    A subclass implements :meth:`answered` and :meth:`swept`; its constructor sets the attributes below.
     """
 
     target_block: int | None  # targets predicted jointly in score and sample; None for all
@@ -49,6 +50,32 @@ class BlockAutoregressive(JointProcess, Process, abstract=True):
             xt: target inputs.
             real: True where a target is real; the others are neither predicted nor seen by those that are.
         """
+        self.check_points(xt)
+        self.check_belongs(state)
+        check_streams(state, len(xt))
+        return self.answered(state, blank(xt, real), real)
+
+    def jointly(
+        self,
+        xc: Float[Tensor, "batch context dim_x"],
+        yc: Float[Tensor, "batch context dim_y"],
+        xt: Float[Tensor, "batch targets dim_x"],
+        mask: Bool[Tensor, "batch context"] | None,
+        real: Bool[Tensor, "batch targets"] | None,
+    ) -> JointGaussian:
+        """Predict all targets as one block; in training mode by one fused, differentiable sweep."""
+        if not self.training:
+            return self.predict(self.update(self.init((len(xc),)), xc, yc, mask), xt, real)
+        return self.swept(xc, yc, xt, mask, real)
+
+    def answered(self, state: Any, xt: Tensor, real: Tensor | None) -> JointGaussian:
+        """What :meth:`predict` answers, once everything is checked and padding is 0."""
+        raise NotImplementedError
+
+    def swept(
+        self, xc: Tensor, yc: Tensor, xt: Tensor, mask: Tensor | None, real: Tensor | None
+    ) -> JointGaussian:
+        """What :meth:`jointly` answers in training mode."""
         raise NotImplementedError
 
     def score(self, batch: Batch) -> tuple[Float[Tensor, " batch"], Gaussian]:

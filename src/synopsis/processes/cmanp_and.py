@@ -9,19 +9,16 @@ by a loss that grows with the number of targets, and with a covariance that depe
 """
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from synopsis.memory.layers import Residual
 from synopsis.processes.autoregressive import BlockAutoregressive
 from synopsis.processes.cmanp import CMANP, CMANPState
-from synopsis.processes.context import blank
 from synopsis.processes.joint import build_joint_head
 from synopsis.processes.joint_gaussians import JointGaussian
-from synopsis.states import check_streams
 
 
-class CMANPAND(BlockAutoregressive, CMANP):
+class CMANPAND(BlockAutoregressive, CMANP):  # type: ignore[misc]  # predicts a joint distribution
     """CMANP with a joint head, autoregressive over blocks of targets; the defaults are the paper's sizes.
 
     With ``residual="normed", head="cholesky", train_splits=False, per_target=False`` it is the published process, which
@@ -69,35 +66,14 @@ class CMANPAND(BlockAutoregressive, CMANP):
         self.target_block, self.train_splits = target_block, train_splits
         self.per_target = per_target
 
-    def predict(  # type: ignore[override]  # a joint distribution
-        self,
-        state: CMANPState,
-        xt: Float[Tensor, "batch targets dim_x"],
-        real: Bool[Tensor, "batch targets"] | None = None,
-    ) -> JointGaussian:
-        """The joint distribution of all targets as one block; nothing is learned and nothing changes.
+    def answered(self, state: CMANPState, xt: Tensor, real: Tensor | None) -> JointGaussian:
+        """The head on what the blocks answer."""
+        return self._predict(self.trunk.read(state.blocks), xt, real)
 
-        Args:
-            state: what was seen.
-            xt: target inputs.
-            real: True where a target is real; the others are neither predicted nor seen by those that are.
-        """
-        self.check_points(xt)
-        self.check_belongs(state)
-        check_streams(state, len(xt))
-        return self._predict(self.trunk.read(state.blocks), blank(xt, real), real)
-
-    def jointly(
-        self,
-        xc: Float[Tensor, "batch context dim_x"],
-        yc: Float[Tensor, "batch context dim_y"],
-        xt: Float[Tensor, "batch targets dim_x"],
-        mask: Bool[Tensor, "batch context"] | None,
-        real: Bool[Tensor, "batch targets"] | None,
+    def swept(
+        self, xc: Tensor, yc: Tensor, xt: Tensor, mask: Tensor | None, real: Tensor | None
     ) -> JointGaussian:
-        """Predict all targets as one block; in training mode by one fused, differentiable sweep."""
-        if not self.training:
-            return self.predict(self.update(self.init((len(xc),)), xc, yc, mask), xt, real)
+        """The head after one sweep over the context."""
         self.check_points(xc, yc)
         context = self.embed_context(torch.cat([xc, yc], dim=-1))
         return self._predict(self.trunk.encode(context, mask), xt, real)
