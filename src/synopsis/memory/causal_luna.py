@@ -25,8 +25,7 @@ from torch.nn import functional as F
 
 from synopsis.memory.base import Merges
 from synopsis.memory.feedforward import AfterAttention
-from synopsis.memory.layers import join_heads, split_heads
-from synopsis.memory.luna_attention import without_pads
+from synopsis.memory.layers import blank, join_heads, split_heads
 from synopsis.memory.ownership import Owner
 from synopsis.states import State
 
@@ -142,7 +141,7 @@ class CausalLuna(Owner):
             met = counts[:, :, now : now + 1]
             means = ((sums[:, :, past].sum(2) / met) for sums in (keys, values))
             answers.append(self._answer(items.query[:, :, now : now + 1], *means))
-        return without_pads(self.to_output(join_heads(torch.cat(answers, 2))), mask)
+        return blank(self.to_output(join_heads(torch.cat(answers, 2))), mask)
 
     def chunked(
         self,
@@ -172,7 +171,7 @@ class CausalLuna(Owner):
             answers.append(found / count)
             keys = keys + (key.mT @ pack).double()
             values = values + (pack.mT @ value).double()
-        return without_pads(self.to_output(join_heads(torch.cat(answers, 2))), mask)
+        return blank(self.to_output(join_heads(torch.cat(answers, 2))), mask)
 
     def init(self, memory: Float[Tensor, "batch cells dim"]) -> CausalLunaState:
         """A state that has seen nothing, for streams attended through this memory."""
@@ -206,14 +205,14 @@ class CausalLuna(Owner):
         means = ((sums / met).to(x.dtype) for sums in (keys, values))
         found = self.to_output(join_heads(self._answer(items.query, *means)))
         after = replace(state, keys=keys, values=values, count=count)
-        return without_pads(found, seen).squeeze(1), after
+        return blank(found, seen).squeeze(1), after
 
     def _answer(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return self.dropout((query @ keys).softmax(-1)) @ values
 
     def _items(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> _Items:
         """Projected; a pad has pack weight 0, so nothing hears it."""
-        x, scale = without_pads(x, mask), math.sqrt(self.dim / self.heads)
+        x, scale = blank(x, mask), math.sqrt(self.dim / self.heads)
         key = self.to_key(x)
         value = key if self.to_value is None else self.to_value(x)
         asked, packing, query, key, value = (
@@ -284,9 +283,9 @@ class CausalLunaLayer(nn.Module):
         mask: Bool[Tensor, "batch length"] | None = None,
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch cells dim"]]:
         """The sequence for the next layer, in which nothing hears from the future, and the memory unchanged."""
-        x = without_pads(x, mask)
+        x = blank(x, mask)
         x = self.after(x, self.attention(x, memory, mask))
-        return without_pads(x, mask), memory
+        return blank(x, mask), memory
 
 
 def _softplus(x: Tensor) -> Tensor:

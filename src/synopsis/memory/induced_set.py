@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from synopsis.memory.feedforward import AfterAttention
+from synopsis.memory.layers import blank
 from synopsis.memory.luna import SharedLunaLayer
-from synopsis.memory.luna_attention import MemoryAttention, Projections, without_pads
+from synopsis.memory.luna_attention import MemoryAttention, Projections
 from synopsis.memory.packing import Packing, PackingState
 
 
@@ -74,9 +75,9 @@ class InducedSetLayer(Packing):
         Returns:
             Items, 0 where they are not real, and the memory that came.
         """
-        x = without_pads(x, mask)
+        x = blank(x, mask)
         induced = self.after_pack(self.inducing, self.pack(self.inducing, x, mask))
-        return without_pads(self._answer(x, induced), mask), memory
+        return blank(self._answer(x, induced), mask), memory
 
     def query(self) -> Float[Tensor, "one heads queries width"]:
         """The inducing points as the items meet them."""

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -123,6 +123,13 @@ class FeedForward(nn.Module):
         value, gate = self.expand(normed).chunk(2, dim=-1)
         transformed: Tensor = self.contract(value * F.gelu(gate))
         return (x if self.residual == "raw" else normed) + transformed
+
+
+def blank(
+    values: Shaped[Tensor, "*batch width"], mask: Bool[Tensor, "*batch"] | None
+) -> Shaped[Tensor, "*batch width"]:
+    """Values with padding set to 0: what stands there may be NaN, and must not reach a gradient."""
+    return values if mask is None else values.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 def perceptron(inputs: int, hidden: int, outputs: int, depth: int) -> nn.Sequential:

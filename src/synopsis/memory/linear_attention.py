@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from synopsis.memory.base import Merges
 from synopsis.memory.feedforward import AfterAttention
-from synopsis.memory.layers import join_heads, split_heads
-from synopsis.memory.luna_attention import Projections, without_pads
+from synopsis.memory.layers import blank, join_heads, split_heads
+from synopsis.memory.luna_attention import Projections
 from synopsis.memory.ownership import Owner
 from synopsis.states import State
 
@@ -235,7 +235,7 @@ class LinearAttention(Owner):
         return split_heads(self.projections.to_query(x), self.heads)
 
     def _keys_values(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        key, value = self.projections.key_value(without_pads(x, mask))
+        key, value = self.projections.key_value(blank(x, mask))
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
 
@@ -278,9 +278,9 @@ class LinearAttentionLayer(nn.Module):
         Returns:
             Items, 0 where they are not real, and the memory that came.
         """
-        x = without_pads(x, mask)
+        x = blank(x, mask)
         x = self.after(x, self.attention(x, x, mask, self.is_causal))
-        return without_pads(x, mask), memory
+        return blank(x, mask), memory
 
 
 class CausalLinearAttentionLayer(LinearAttentionLayer):

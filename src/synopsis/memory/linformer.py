@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from synopsis.memory.feedforward import AfterAttention
-from synopsis.memory.luna_attention import MemoryAttention, Projections, without_pads
+from synopsis.memory.layers import blank
+from synopsis.memory.luna_attention import MemoryAttention, Projections
 
 
 class LinformerAttention(MemoryAttention):
@@ -38,7 +39,7 @@ class LinformerAttention(MemoryAttention):
             raise ValueError(f"{length} positions came, but the projection has columns for {most}")
         columns = self.mixture[:, :length]
         key, value = (
-            self.split(columns @ without_pads(projected, mask))  # pads: the bias must not speak
+            self.split(columns @ blank(projected, mask))  # pads: the bias must not speak
             for projected in self.key_value(context)
         )
         return key, value, None
@@ -100,6 +101,6 @@ class LinformerLayer(nn.Module):
         Raises:
             ValueError: when the input is longer than ``length``.
         """
-        x = without_pads(x, mask)
+        x = blank(x, mask)
         x = self.after(x, self.attention(x, x, mask))
-        return without_pads(x, mask), memory
+        return blank(x, mask), memory

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from synopsis.memory.feedforward import NORM_EPSILON, PostNormFeedForward
-from synopsis.memory.luna_attention import MemoryAttention, Projections, without_pads
+from synopsis.memory.layers import blank
+from synopsis.memory.luna_attention import MemoryAttention, Projections
 
 
 class PackUnpackLayer(nn.Module):
@@ -64,9 +65,9 @@ class PackUnpackLayer(nn.Module):
             memory: what the layer before left; a batch of 1 serves all sequences.
             mask: True where an item is real; None: all are. Pads come out as 0.
         """
-        x = without_pads(x, mask)
+        x = blank(x, mask)
         packed = self.packed(memory, x, mask)
-        return without_pads(self.answer(x, packed), mask), self.remember(memory, packed)
+        return blank(self.answer(x, packed), mask), self.remember(memory, packed)
 
     def packed(
         self,

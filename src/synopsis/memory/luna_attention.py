@@ -200,10 +200,3 @@ class MemoryAttention(nn.Module):
     def extra_repr(self) -> str:
         """Heads and dropout."""
         return f"heads={self.heads}, dropout={self.dropout}"
-
-
-def without_pads(
-    x: Float[Tensor, "batch length dim"], mask: Bool[Tensor, "batch length"] | None
-) -> Float[Tensor, "batch length dim"]:
-    """Zeros where there is no real item."""
-    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)

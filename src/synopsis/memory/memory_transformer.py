@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from synopsis.memory.feedforward import AfterAttention
-from synopsis.memory.luna_attention import MemoryAttention, Projections, without_pads
+from synopsis.memory.layers import blank
+from synopsis.memory.luna_attention import MemoryAttention, Projections
 
 Mask = Bool[Tensor, "batch length"] | None
 Items = Float[Tensor, "batch length dim"]
@@ -60,10 +61,10 @@ class MemoryTransformerLayer(nn.Module):
         Returns:
             Items, 0 where they are not real, and memory.
         """
-        both = beside(memory, without_pads(x, mask))
+        both = beside(memory, blank(x, mask))
         m = memory.shape[1]
         both = self.after(both, self.attention(both, both, with_memory(mask, m)))
-        return without_pads(both[:, m:], mask), both[:, :m]
+        return blank(both[:, m:], mask), both[:, :m]
 
 
 class BottleneckMemoryLayer(nn.Module):
@@ -112,11 +113,11 @@ class BottleneckMemoryLayer(nn.Module):
         Returns:
             Items, 0 where they are not real, and memory.
         """
-        x = without_pads(x, mask)
+        x = blank(x, mask)
         both = beside(memory, x)
         packed = self.pack(memory, both, with_memory(mask, memory.shape[1]))
         memory = self.after_pack(memory, packed)
-        return without_pads(self.after_unpack(x, self.unpack(x, memory)), mask), memory
+        return blank(self.after_unpack(x, self.unpack(x, memory)), mask), memory
 
 
 def beside(memory: Memory, x: Items) -> Float[Tensor, "batch both dim"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synopsis.attention import AttentionState, SoftmaxSummary
 from synopsis.memory.base import Merges
-from synopsis.memory.luna_attention import without_pads
+from synopsis.memory.layers import blank
 from synopsis.memory.ownership import Owner
 from synopsis.states import State
 
@@ -72,7 +72,7 @@ class Packing(Owner):
     ) -> PackingState:
         """Fold items in, in any pieces and order; ValueError when the state belongs to other weights or streams."""
         self.check_belongs(state, len(x))
-        key, value = self.key_value(without_pads(x, mask))
+        key, value = self.key_value(blank(x, mask))
         query = self.query().expand(len(x), -1, -1, -1)
         seen = None if mask is None else mask[:, None, None, :]
         piece = AttentionState.empty(query, value.shape[-1], scale=1.0).update(key, value, seen)

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from synopsis.memory.luna_attention import MemoryAttention, Projections, without_pads
+from synopsis.memory.layers import blank
+from synopsis.memory.luna_attention import MemoryAttention, Projections
 from synopsis.memory.packing import Packing, PackingState
 from synopsis.memory.pre_norm import AroundAttention
 from synopsis.memory.vanilla import VanillaLayer
@@ -69,7 +70,7 @@ class LatentLayer(nn.Module):
             memory: the latents; a batch of 1 serves all sequences.
             mask: True where an item is real; None: all are.
         """
-        context = without_pads(x, mask)
+        context = blank(x, mask)
         return x, self._among(self.around_pack(self.pack, memory, context, mask))
 
     def query(self, memory: Float[Tensor, "batch m dim"]) -> Float[Tensor, "batch heads m width"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synopsis.memory.base import Merges
-from synopsis.memory.luna_attention import without_pads
+from synopsis.memory.layers import blank
 from synopsis.memory.ownership import Owner
 from synopsis.states import State
 
@@ -60,14 +60,14 @@ class _Compact(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, mask: Tensor) -> "_Compact":
         order = (~mask).int().argsort(dim=1, stable=True)
-        items = without_pads(x, mask).gather(1, _rows(order, x))
+        items = blank(x, mask).gather(1, _rows(order, x))
         return cls(items, order, mask.sum(1))
 
     def restored(self, items: Tensor) -> Tensor:
         """Items in the places that they came from, and 0 in the others."""
         real = torch.arange(items.shape[1], device=items.device) < self.lengths[:, None]
         places = _rows(self.order, items)
-        return torch.zeros_like(items).scatter(1, places, without_pads(items, real))
+        return torch.zeros_like(items).scatter(1, places, blank(items, real))
 
 
 def _rows(places: Tensor, x: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from synopsis.memory.luna_attention import MemoryAttention, Projections, without_pads
+from synopsis.memory.layers import blank
+from synopsis.memory.luna_attention import MemoryAttention, Projections
 from synopsis.memory.pre_norm import AroundAttention
 from synopsis.memory.segments import SegmentRecurrence
 from synopsis.memory.vanilla import VanillaLayer
@@ -85,11 +86,11 @@ class TemporalLatentBottleneck(SegmentRecurrence):
         mask: Bool[Tensor, "batch items"] | None = None,
     ) -> tuple[Float[Tensor, "batch items dim"], Float[Tensor, "batch m dim"]]:
         """One chunk: items among themselves, items from the state, state from the items."""
-        x = without_pads(self.dropout(x + sinusoids(x)), mask)
+        x = blank(self.dropout(x + sinusoids(x)), mask)
         memory = memory + sinusoids(memory)
         for layer in self.layers:
             x, _ = layer(x, None, mask)
-        x = without_pads(self.around_unpack(self.unpack, x, memory), mask)
+        x = blank(self.around_unpack(self.unpack, x, memory), mask)
         return x, self.around_pack(self.pack, memory, x, mask)
 
 

@@ -4,7 +4,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from synopsis.memory.feedforward import NORM_EPSILON, PreNormFeedForward
-from synopsis.memory.luna_attention import MemoryAttention, Projections, without_pads
+from synopsis.memory.layers import blank
+from synopsis.memory.luna_attention import MemoryAttention, Projections
 
 
 class VanillaLayer(nn.Module):
@@ -60,7 +61,7 @@ class VanillaLayer(nn.Module):
         Returns:
             Items, 0 where they are not real, and the memory that came.
         """
-        x = without_pads(x, mask)
+        x = blank(x, mask)
         normed = self.norm(x)
         x = x + self.dropout(self.attention(normed, normed, mask))
-        return without_pads(self.feedforward(x), mask), memory
+        return blank(self.feedforward(x), mask), memory

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
+from synopsis.memory.layers import blank
 from synopsis.processes.base import Process
-from synopsis.processes.context import blank
 from synopsis.processes.heads import Gaussian
 from synopsis.processes.joint import JointProcess, joint_loss
 from synopsis.processes.joint_gaussians import JointGaussian

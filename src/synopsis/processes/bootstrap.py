@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
+from synopsis.memory.layers import blank
 from synopsis.processes.conditional import Points, context_of, everything_of
-from synopsis.processes.context import ContextProcess, blank
+from synopsis.processes.context import ContextProcess
 from synopsis.processes.heads import Gaussian
 from synopsis.processes.latent import Ensemble, at_least_one, log_mean_exp
 from synopsis.processes.missing import filled

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from synopsis.processes.context import blank
+from synopsis.memory.layers import blank
 from synopsis.processes.joint_gaussians import JointGaussian, expanded, outputs_of, rows_of, without
 
 

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from synopsis.memory.base import Merges
 from synopsis.memory.cmab import CMAB, CMABStack, CMABState
-from synopsis.memory.layers import CrossAttention, FeedForward, Residual, perceptron
+from synopsis.memory.layers import CrossAttention, FeedForward, Residual, blank, perceptron
 from synopsis.processes.base import Process
-from synopsis.processes.context import blank
 from synopsis.processes.heads import PredictiveDistribution, build_head
 from synopsis.states import State, check_streams
 

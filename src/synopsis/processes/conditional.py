@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from synopsis.memory.base import Merges
+from synopsis.memory.layers import blank
 from synopsis.processes.base import Process
-from synopsis.processes.context import ContextProcess, blank
+from synopsis.processes.context import ContextProcess
 from synopsis.processes.heads import Gaussian, PredictiveDistribution
 from synopsis.processes.missing import filled
 from synopsis.processes.pooling import (

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from synopsis.memory.base import Merges
+from synopsis.memory.layers import blank
 from synopsis.processes.base import Process
 from synopsis.processes.heads import PredictiveDistribution
 from synopsis.states import State, check_streams
@@ -130,8 +131,3 @@ def joined(a: ContextState, b: ContextState) -> ContextState:
     if not bool(used.all()):
         x, y, real = x[:, used], y[:, used], real[:, used]
     return replace(a, x=x, y=y, real=real)
-
-
-def blank(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Values with padding set to 0: what stands there may be NaN, and must not reach a gradient."""
-    return values if mask is None else values.masked_fill(~mask.unsqueeze(-1), 0.0)

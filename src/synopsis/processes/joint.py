@@ -8,9 +8,9 @@ head too. Departures: see :class:`LowRankHead` and :func:`joint_loss`; layers ar
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from synopsis.memory.layers import perceptron
+from synopsis.memory.layers import blank, perceptron
 from synopsis.processes.cholesky_gaussian import CholeskyGaussian
-from synopsis.processes.context import ContextProcess, blank
+from synopsis.processes.context import ContextProcess
 from synopsis.processes.heads import Gaussian, wide
 from synopsis.processes.joint_gaussians import JointGaussian, LowRankGaussian
 from synopsis.processes.missing import filled

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
-from synopsis.processes.context import blank
+from synopsis.memory.layers import blank
 from synopsis.processes.heads import Gaussian
 from synopsis.tasks.base import surely_complete
 

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synopsis.memory.layers import join_heads, perceptron, split_heads
-from synopsis.processes.context import blank
+from synopsis.memory.layers import blank, join_heads, perceptron, split_heads
 from synopsis.processes.heads import Gaussian
 
 _HEADS = 8

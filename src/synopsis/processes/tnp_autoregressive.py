@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from synopsis.processes.context import ContextProcess, ContextState, blank
+from synopsis.memory.layers import blank
+from synopsis.processes.context import ContextProcess, ContextState
 from synopsis.processes.heads import GaussianHead, GaussianMixture, build_head
 from synopsis.processes.joint import joint_loss
 from synopsis.processes.missing import filled
