@@ -7,7 +7,7 @@ import torch
 
 from synopsis.processes import CMANPAND, AnchoredCMANPAND
 from synopsis.processes import autoregressive as module
-from synopsis.processes.autoregressive import BlockAutoregressive, split
+from synopsis.processes.autoregressive import BlockAutoregressive, split, sweep
 from synopsis.tasks import Batch
 from tests.reference import enliven
 from tests.tolerances import PREDICTION
@@ -63,9 +63,48 @@ def test_a_split_moves_the_first_targets_into_the_context(masks):
         assert split(half, 3)[1].context_mask[:, :9].all()
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_sweep_orders_the_targets_along_a_direction_and_keeps_padding_last(masks):
+    task, direction = some(masks=masks), draw(2, seed=5)
+    swept = sweep(task, direction)
+    assert swept.xc is task.xc and swept.context_mask is task.context_mask
+    for row in range(2):
+        real = slice(None) if task.target_mask is None else task.target_mask[row]
+        places = (task.xt[row, real] @ direction).argsort()
+        kept = len(places)
+        same(swept.xt[row, :kept], task.xt[row, real][places])
+        same(swept.yt[row, :kept], task.yt[row, real][places])
+        if masks:
+            assert swept.target_mask[row, :kept].all() and not swept.target_mask[row, kept:].any()
+    if not masks:
+        task = replace(task, xt=task.xt.masked_fill(torch.tensor([False, True]), NAN))  # not given
+        same(sweep(task, torch.tensor([0.0, 1.0])).xt, task.xt)  # all in one place: order is kept
+
+
+@every_kind
+def test_some_splits_cut_through_a_sweep(kind, monkeypatch):
+    monkeypatch.setattr(module, "_SPLIT", 1.1)
+    monkeypatch.setattr(module, "_SWEPT", 1.1)
+    process, task = small(kind).train(), some(targets=2, streams=1)
+    process.requires_grad_(False)
+    process.target_block = 1
+    backwards = replace(task, xt=task.xt.flip(1), yt=task.yt.flip(1))
+    expected = [-process.eval().log_likelihood(t).item() / 2 for t in (task, backwards)]
+    assert abs(expected[0] - expected[1]) > 1e-4
+    torch.manual_seed(0)
+    process.train()
+    found = [process.loss(task).item() for _ in range(20)]
+    kinds = [min((abs(loss - e), i) for i, e in enumerate(expected))[1] for loss in found]
+    assert set(kinds) == {0, 1}  # either way round
+    assert found == pytest.approx(
+        [expected[i] for i in kinds], rel=CLOSE["rtol"], abs=CLOSE["atol"]
+    )
+
+
 @every_kind
 def test_the_loss_of_a_split_is_teacher_forcing_in_two_blocks(kind, monkeypatch):
     monkeypatch.setattr(module, "_SPLIT", 1.1)  # always
+    monkeypatch.setattr(module, "_SWEPT", 0.0)
     process, task = small(kind).train(), some(targets=2)
     loss = process.loss(task)  # two targets split in one way only
     process.target_block = 1
@@ -80,7 +119,8 @@ def test_the_loss_of_a_split_is_teacher_forcing_in_two_blocks(kind, monkeypatch)
 
 
 @every_kind
-def test_half_of_the_training_batches_are_split_and_the_rest_are_not(kind):
+def test_half_of_the_training_batches_are_split_and_the_rest_are_not(kind, monkeypatch):
+    monkeypatch.setattr(module, "_SWEPT", 0.0)  # a sweep may turn the two around
     process, task = small(kind).train(), some(targets=2, streams=1)
     process.requires_grad_(False)
     torch.manual_seed(0)

@@ -82,7 +82,7 @@ class AnchoredCMANPAND(BlockAutoregressive, AnchoredCMANP):  # type: ignore[misc
         latents: learned queries per block.
         dim_y: 1, for symmetry with the other processes.
         target_block: targets predicted jointly in :meth:`score` and :meth:`sample`; None for all.
-        train_splits: train the autoregression too, on random splits of the targets in two blocks.
+        train_splits: train the autoregression too, on splits of the targets in two blocks, half of them in a sweep.
         per_target: divide the loss by the number of targets; see :func:`synopsis.processes.joint.joint_loss`.
         prior: of the regressions: departures from :class:`synopsis.processes.spectral.Prior`, by name.
 

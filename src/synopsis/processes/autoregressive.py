@@ -26,6 +26,7 @@ from synopsis.states import check_streams
 from synopsis.tasks import Batch
 
 _SPLIT = 0.5  # share of training batches that are split: 1.5 conditionings per batch on average
+_SWEPT = 0.5  # share of the splits that cut through a sweep
 
 
 class BlockAutoregressive(JointProcess, Process, abstract=True):
@@ -35,7 +36,7 @@ class BlockAutoregressive(JointProcess, Process, abstract=True):
     """
 
     target_block: int | None  # targets predicted jointly in score and sample; None for all
-    train_splits: bool  # train the autoregression too, on random splits of the targets
+    train_splits: bool  # train the autoregression too, on random splits and sweeps of the targets
 
     def predict(  # type: ignore[override]  # a joint distribution
         self,
@@ -148,11 +149,17 @@ class BlockAutoregressive(JointProcess, Process, abstract=True):
         return torch.cat(drawn, dim=1).unflatten(0, (samples, -1))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Negative joint log-likelihood of one block or, where the batch is split, of two."""
+        """Negative joint log-likelihood of one block or, where the batch is split, of two.
+
+        Half of the splits cut through targets that lie in order, so that blocks are trained which end where the next
+        begins, as they do when a function is drawn from one end to the other: without them such draws diverge.
+        """
         parts = [batch]
         targets = batch.xt.shape[1]
         if self.training and self.train_splits and targets > 1 and float(torch.rand(())) < _SPLIT:
-            parts = [*split(batch, int(torch.randint(1, targets, ())))]
+            swept = float(torch.rand(())) < _SWEPT
+            whole = sweep(batch, torch.randn(batch.xt.shape[-1])) if swept else batch
+            parts = [*split(whole, int(torch.randint(1, targets, ())))]
         blocks = [self.joint(part).log_prob(part.yt) for part in parts]
         return joint_loss(torch.stack(blocks).sum(0), batch, self.per_target)
 
@@ -192,9 +199,31 @@ def split(batch: Batch, at: int) -> tuple[Batch, Batch]:
     return first, then
 
 
+def sweep(batch: Batch, direction: Float[Tensor, " dim_x"]) -> Batch:
+    """The same tasks with their targets in order along a direction, padding last.
+
+    Args:
+        batch: what is not given among its inputs counts as 0.
+        direction: of the input space; only where it points counts.
+    """
+    place = batch.xt.nan_to_num(nan=0.0) @ direction.to(batch.xt)
+    if batch.target_mask is not None:
+        place = place.masked_fill(~batch.target_mask, torch.inf)
+    order = place.argsort(dim=1, stable=True)
+    rows = order.unsqueeze(-1)
+    return replace(
+        batch,
+        xt=batch.xt.take_along_dim(rows, 1),
+        yt=batch.yt.take_along_dim(rows, 1),
+        target_mask=None if batch.target_mask is None else batch.target_mask.gather(1, order),
+        oracle=None,
+        joint_oracle=None,
+    )
+
+
 def _normal(shape: tuple[int, ...], generator: Generator | None) -> Tensor:
     device = "cpu" if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=device)
 
 
-__all__ = ["BlockAutoregressive", "split"]
+__all__ = ["BlockAutoregressive", "split", "sweep"]

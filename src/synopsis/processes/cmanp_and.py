@@ -34,7 +34,7 @@ class CMANPAND(BlockAutoregressive, CMANP):  # type: ignore[misc]  # predicts a 
         residual: ``"raw"`` (pre-norm; trains faster) or ``"normed"`` (the published code).
         head: ``"low-rank"`` (no order of targets), ``"cholesky"`` (published) or ``"bounded-cholesky"``.
         target_block: targets predicted jointly in :meth:`score` and :meth:`sample`; None for all.
-        train_splits: train the autoregression too, on random splits of the targets in two blocks.
+        train_splits: train the autoregression too, on splits of the targets in two blocks, half of them in a sweep.
         per_target: divide the loss by the number of targets; see :func:`synopsis.processes.joint.joint_loss`.
 
     Example:
