@@ -1,4 +1,4 @@
-"""The training step's own product and attention against torch's, their gradients, and where they step aside."""
+"""The training step's own product, dropout and attention against torch's, gradients, and where they step aside."""
 
 import pytest
 import torch
@@ -6,7 +6,13 @@ from torch.nn import functional as F
 
 from synopsis.memory import layers_training
 from synopsis.memory.layers import FeedForward, SelfAttention
-from synopsis.memory.layers_training import Linear, is_trustworthy, linear, softmax_attention
+from synopsis.memory.layers_training import (
+    Dropout,
+    Linear,
+    is_trustworthy,
+    linear,
+    softmax_attention,
+)
 from synopsis.processes import CMANP
 from tests.tolerances import FLOAT32, FLOAT64
 
@@ -193,3 +199,73 @@ def test_a_step_in_sixteen_bits_points_where_one_in_32_does():
 
     found, expected = gradient(True), gradient(False)
     assert torch.cosine_similarity(found, expected, dim=0) > 0.99
+
+
+def drop(p: float, x: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    torch.manual_seed(seed)
+    dropped: torch.Tensor = Dropout(p)(x)
+    return dropped
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("shape", [(2000, 64), (3, 400, 130), (128_000,), (1, 200_000)])
+def test_dropout_drops_the_share_it_should_in_every_direction(p, shape):
+    kept = drop(p, torch.ones(shape)) > 0
+    assert abs(kept.float().mean() - (1 - p)) < 5 * (p * (1 - p) / kept.numel()) ** 0.5
+    rows = kept.float().reshape(-1, shape[-1])
+    if min(rows.shape) > 1:
+        for dim in (0, 1):
+            spread = (p * (1 - p) / rows.shape[dim]) ** 0.5
+            assert (rows.mean(dim) - (1 - p)).abs().max() < 6 * spread
+        for a, b in ((rows[1:], rows[:-1]), (rows[:, 1:], rows[:, :-1])):
+            covariance = (a - (1 - p)).mul(b - (1 - p)).mean()
+            assert abs(covariance) < 5 * p * (1 - p) / a.numel() ** 0.5
+
+
+def test_dropout_repeats_with_the_seed_and_differs_from_call_to_call():
+    x = draw(50, 20)
+    torch.manual_seed(3)
+    first, second = Dropout(0.5)(x), Dropout(0.5)(x)
+    assert torch.equal(drop(0.5, x, seed=3), first)
+    assert not torch.equal(first, second)
+    assert torch.equal(first[first != 0], 2 * x[first != 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_gradient_of_dropout_is_what_was_kept(dtype):
+    x = draw(40, 30, dtype=dtype).requires_grad_()
+    dropped = drop(0.25, x)
+    dropped.backward(torch.ones_like(dropped))
+    assert dropped.dtype == x.grad.dtype == dtype
+    gain = torch.tensor(4 / 3, dtype=dtype)
+    assert torch.equal(x.grad, (dropped != 0) * gain)
+    torch.testing.assert_close(dropped, x.detach() * x.grad, rtol=0.0, atol=0.0)
+
+
+def test_dropout_is_torchs_where_nothing_is_dropped_everything_is_or_there_is_nothing():
+    x = draw(5, 4)
+    assert drop(0.0, x) is x or torch.equal(drop(0.0, x), x)
+    assert torch.equal(drop(1.0, x), torch.zeros_like(x))
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert drop(0.5, torch.ones(0, 4)).shape == (0, 4)
+    assert drop(0.5, torch.ones(3, 0)).shape == (3, 0)
+    assert drop(0.5, torch.tensor(1.0)).item() in (0.0, 2.0)
+    with pytest.raises(ValueError, match=r"between 0 and 1, but got 1\.5"):
+        Dropout(1.5)
+
+
+def test_dropout_steps_aside_for_torch_func(monkeypatch):
+    monkeypatch.setattr(layers_training, "_factors", None)  # would not be callable
+    x = draw(4, 5, 6)
+    mapped = torch.func.vmap(Dropout(0.5), randomness="different")(x)
+    assert not torch.equal(mapped[0] != 0, mapped[1] != 0)
+    gradient = torch.func.grad(lambda t: Dropout(0.5)(t).sum())(x)
+    assert sorted(gradient.unique().tolist()) == [0.0, 2.0]
+
+
+def test_dropout_works_in_pieces(monkeypatch):
+    torch.manual_seed(1)
+    whole = layers_training._factors(37, 11, 0.4, torch.float32)
+    monkeypatch.setattr(layers_training, "_HASHED_AT_ONCE", 23)
+    torch.manual_seed(1)
+    assert torch.equal(layers_training._factors(37, 11, 0.4, torch.float32), whole)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from synopsis.attention.dropout import Dropout
 from synopsis.attention.rules import Block, Rules
 
 LOG2E = math.log2(math.e)
@@ -94,6 +95,7 @@ class Tiles:
         self.factor = rules.scale * (LOG2E if self.in_bits else 1.0)
         self._scores: Tensor | None = None
         self._bits: Tensor | None = None
+        self._hashed: tuple[Tensor, Tensor] | None = None
 
     def of_query(self, x: Tensor, queries: slice) -> Float[Tensor, "rows group_queries width"]:
         """Rows of anything that belongs to queries."""
@@ -142,13 +144,21 @@ class Tiles:
 
     def kept(self, block: Block) -> Int[Tensor, "batch heads queries keys"] | None:
         """All bits set for the pairs that dropout keeps, in memory that the next tile uses again; None without it."""
-        if self.rules.dropout is None:
+        dropout = self.rules.dropout
+        if dropout is None:
             return None
         size = self.batch * self.heads * math.prod(s.stop - s.start for s in block)
-        if self._bits is None or self._bits.shape[1] < size:
-            self._bits = torch.empty(2, size, dtype=torch.int32, device=self.device)
-        indices = self.rules.indices(block, self.shape, self.device)
-        return self.rules.dropout.kept(*indices, scratch=self._bits)
+        if self._bits is None or len(self._bits) < size:
+            self._bits = torch.empty(size, dtype=torch.int32, device=self.device)
+        rows, columns = self._hashed or self._hash(dropout)
+        return dropout.kept(rows[:, :, block.queries], columns[..., block.keys], self._bits)
+
+    def _hash(self, dropout: Dropout) -> tuple[Tensor, Tensor]:
+        """What dropout takes from every query and from every key: small beside them, and much work for each tile."""
+        whole = Block(slice(0, self.length), slice(0, self.inputs.key.shape[2]))
+        *of_query, of_key = self.rules.indices(whole, self.shape, self.device)
+        self._hashed = dropout.rows(*of_query), dropout.columns(of_key)
+        return self._hashed
 
     @property
     def gain(self) -> float:

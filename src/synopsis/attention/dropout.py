@@ -15,6 +15,7 @@ from torch import Tensor
 
 _FIRST, _SECOND = 0x7FEB352D, -0x7B935975  # odd multipliers, as signed 32-bit numbers
 _GOLDEN = -0x61C88647
+_CACHED = 1 << 17  # pairs that are hashed at once: 512 KiB, and as much to work in
 
 
 @dataclass(frozen=True)
@@ -37,45 +38,61 @@ class Dropout:
     def factors(
         self, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor
     ) -> Float[Tensor, "batch heads queries keys"]:
-        """0 or 1/(1 − p) for each pair, float32."""
-        return self.kept(b, h, q_idx, kv_idx).neg_().float().mul_(self.gain)
-
-    def kept(
-        self,
-        b: Tensor,
-        h: Tensor,
-        q_idx: Tensor,
-        kv_idx: Tensor,
-        scratch: Int[Tensor, "2 pairs"] | None = None,
-    ) -> Int[Tensor, "batch heads queries keys"]:
-        """−1, all bits set, for the pairs that are kept and 0 for the others.
-
-        Everything is integer arithmetic in place: comparing to bool and back costs more than the whole hash.
+        """0 or 1/(1 − p) for each pair, float32.
 
         Args:
             b: batch indices, broadcasting with the others.
             h: head indices.
             q_idx: query indices.
             kv_idx: key indices.
-            scratch: int32 memory to work and answer in.
         """
+        kept = self.kept(self.rows(b, h, q_idx), self.columns(kv_idx))
+        return kept.neg_().float().mul_(self.gain)
+
+    def rows(self, b: Tensor, h: Tensor, q_idx: Tensor) -> Int[Tensor, "batch heads queries 1"]:
+        """What the hash takes from batch, head and query; indices as for :meth:`factors`."""
         low, high = (_signed(self.seed >> shift) for shift in (0, 32))
-        rows = _mix(_mix(_mix(b.int() ^ low) + h.int() * _GOLDEN ^ high) + q_idx.int() * _GOLDEN)
-        columns = _mix(kv_idx.int() * _GOLDEN ^ high)
+        head = _mix(_mix(b.int() ^ low) + h.int() * _GOLDEN ^ high)
+        return _mix(head + q_idx.int() * _GOLDEN)
+
+    def columns(self, kv_idx: Tensor) -> Int[Tensor, "1 1 1 keys"]:
+        """What the hash takes from the key; indices as for :meth:`factors`."""
+        return _mix(kv_idx.int() * _GOLDEN ^ _signed(self.seed >> 32))
+
+    def kept(
+        self, rows: Tensor, columns: Tensor, out: Int[Tensor, " pairs"] | None = None
+    ) -> Int[Tensor, "batch heads queries keys"]:
+        """−1, all bits set, for the pairs that are kept and 0 for the others.
+
+        Everything is integer arithmetic in place, in a core's cache: comparing to bool and back costs more than the
+        whole hash.
+
+        Args:
+            rows: from :meth:`rows`.
+            columns: from :meth:`columns`.
+            out: contiguous int32 memory to answer in, of at least as many numbers.
+        """
         shape = torch.broadcast_shapes(rows.shape, columns.shape)
-        size = math.prod(shape)
-        if scratch is None:
-            scratch = torch.empty(2, size, dtype=torch.int32, device=b.device)
-        pairs, shifted = (buffer[:size].view(shape) for buffer in scratch)
-        torch.bitwise_xor(rows, columns, out=pairs).mul_(_FIRST)
-        torch.bitwise_right_shift(pairs, 15, out=shifted).bitwise_and_(0x1FFFF)
-        pairs.bitwise_xor_(shifted).mul_(_SECOND)
-        # 31 bits are enough, and their difference to a threshold has a sign
-        return pairs.bitwise_right_shift_(1).neg_().add_(self._threshold).bitwise_right_shift_(31)
+        keys, size = shape[-1], math.prod(shape)
+        if out is None:
+            out = torch.empty(size, dtype=torch.int32, device=rows.device)
+        flat = rows.reshape(-1, 1)
+        whole = out[:size].view(len(flat), keys)
+        step = max(1, _CACHED // max(1, keys))
+        scratch = torch.empty(min(step, len(flat)), keys, dtype=torch.int32, device=rows.device)
+        threshold = torch.tensor(self._threshold, dtype=torch.int32)
+        for start in range(0, len(flat), step):
+            pairs, some = whole[start : start + step], flat[start : start + step]
+            shifted = scratch[: len(some)]
+            torch.bitwise_xor(some, columns.view(1, -1), out=pairs).mul_(_FIRST)
+            pairs.bitwise_xor_(torch.bitwise_right_shift(pairs, 15, out=shifted)).mul_(_SECOND)
+            # 31 bits are enough, and their difference to a threshold has a sign
+            torch.sub(threshold, pairs.bitwise_right_shift_(1), out=pairs).bitwise_right_shift_(31)
+        return out[:size].view(shape)
 
     @property
     def _threshold(self) -> int:
-        """Bits above it are kept: p of the 2³¹ values are at most this."""
+        """Values above it are kept: p of the 2³¹ values are at most this."""
         return round(self.p * 2**31) - 2**30 - 1
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from synopsis.memory.base import Merges
 from synopsis.memory.feedforward import AfterAttention
 from synopsis.memory.layers import blank, join_heads, split_heads
+from synopsis.memory.layers_training import Dropout, Linear
 from synopsis.memory.ownership import Owner
 from synopsis.states import State
 
@@ -107,13 +108,13 @@ class CausalLuna(Owner):
         if values not in ("own", "key") or activation not in ("softplus", "elu"):
             raise ValueError(f"no values {values!r} with activation {activation!r}")
         self.dim, self.heads, self.activation = dim, heads, activation
-        self.to_memory_query = nn.Linear(dim, dim)
-        self.to_pack = nn.Linear(dim, dim)
-        self.to_query = nn.Linear(dim, dim)
-        self.to_key = nn.Linear(dim, dim)
-        self.to_value = nn.Linear(dim, dim) if values == "own" else None
-        self.to_output = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(attention_dropout)
+        self.to_memory_query = Linear(dim, dim)
+        self.to_pack = Linear(dim, dim)
+        self.to_query = Linear(dim, dim)
+        self.to_key = Linear(dim, dim)
+        self.to_value = Linear(dim, dim) if values == "own" else None
+        self.to_output = Linear(dim, dim)
+        self.dropout = Dropout(attention_dropout)
         self._initialise()
 
     def forward(

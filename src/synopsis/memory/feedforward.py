@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from synopsis.memory.layers_training import Dropout, Linear
+
 NORM_EPSILON = 1e-6  # of every layer normalisation in the published code of ConvLuna
 
 
@@ -22,11 +24,11 @@ class GELUFeedForward(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__(
-            nn.Linear(dim, hidden),
+            Linear(dim, hidden),
             nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
+            Linear(hidden, dim),
+            Dropout(dropout),
         )
 
 
@@ -81,7 +83,7 @@ class AfterAttention(nn.Module):
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPSILON)
         self.feedforward = PostNormFeedForward(dim, hidden, dropout)
 

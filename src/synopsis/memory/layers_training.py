@@ -1,4 +1,4 @@
-"""Linear layers and attention as training runs them on a processor.
+"""Linear layers, dropout and attention as training runs them on a processor.
 
 Half of a training step of these small networks is products of a tall matrix with a small one. torch hands those in
 float32 to MKL, which on processors other than Intel's leaves half of their vector units idle; oneDNN, which torch
@@ -6,6 +6,9 @@ brings too, does not, but torch has no switch for it. So the product and its two
 operator that torch's compiler uses. The operator is private: it is probed before its first use, and left alone where it
 is absent or wrong. It is for one backward pass: under ``torch.func``, forward mode and ``torch.compile``, on other
 devices, in other dtypes and outside training, torch's own product does the work.
+
+Dropout draws from torch's generator number after number, which takes longer than a layer normalisation; here it draws
+one seed and hashes.
 """
 
 import math
@@ -19,8 +22,12 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from synopsis.attention.dropout import Dropout as Hashed
+from synopsis.attention.dropout import fresh_seed
+
 _FEWEST_ROWS = 256  # below, calling costs more than multiplying
 _PROBE_ERROR = 1e-5
+_HASHED_AT_ONCE = 1 << 17  # factors of dropout that are made in a core's cache
 _SCORES = 1 << 23  # scores held at once, 16 MiB of bfloat16: more are not worth storing
 _Context: TypeAlias = Any  # of an autograd.Function
 
@@ -37,6 +44,44 @@ class Linear(nn.Linear):
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """``x @ weightᵀ + bias``."""
         return linear(x, self.weight, self.bias) if self.training else super().forward(x)
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout; in training on a processor by hashing, from one number of torch's generator.
+
+    Example:
+        >>> import torch
+        >>> dropped = Dropout(0.25)(torch.ones(100, 100))
+        >>> dropped.unique().tolist(), 0.7 < dropped.count_nonzero().item() / 10_000 < 0.8
+        ([0.0, 1.3333333730697632], True)
+    """
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """x with some numbers 0 and the others divided by 1 − p."""
+        hashed = self.training and 0.0 < self.p < 1.0 and x.numel() > 0 and x.dim() > 0
+        if not (hashed and x.device.type == "cpu" and _is_plain()):
+            return super().forward(x)
+        factors = _factors(x.numel() // x.shape[-1], x.shape[-1], self.p, x.dtype)
+        dropped: Tensor = x * factors.view(x.shape)
+        return dropped
+
+
+def _factors(
+    rows: int, columns: int, p: float, dtype: torch.dtype
+) -> Float[Tensor, "rows columns"]:
+    """0 or 1/(1 − p), some rows at a time."""
+    hashed = Hashed(p, fresh_seed())
+    zero = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    of_rows = hashed.rows(zero, zero, torch.arange(rows).view(1, 1, -1, 1))
+    of_columns = hashed.columns(torch.arange(columns).view(1, 1, 1, -1))
+    step = max(1, _HASHED_AT_ONCE // columns)
+    bits = torch.empty(step * columns, dtype=torch.int32)
+    factors = torch.empty(rows, columns, dtype=dtype)
+    for start in range(0, rows, step):
+        some = slice(start, min(start + step, rows))
+        kept = hashed.kept(of_rows[:, :, some], of_columns, bits)  # −1 or 0
+        factors[some].copy_(kept.neg_().view(-1, columns)).mul_(hashed.gain)
+    return factors
 
 
 def linear(
@@ -84,10 +129,13 @@ def softmax_attention(
 
 def _learns(*tensors: Tensor) -> bool:
     """Whether one ordinary backward pass is all that will be asked."""
+    return _is_plain() and torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _is_plain() -> bool:
+    """Whether nothing watches but autograd's tape."""
     return (
         not torch.compiler.is_compiling()
-        and torch.is_grad_enabled()
-        and any(t.requires_grad for t in tensors)
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
     )
@@ -155,4 +203,4 @@ def _of_rows(a: Tensor, b: Tensor) -> Tensor:
     return _product(b.t(), a.t(), None).t()
 
 
-__all__ = ["Linear", "linear", "softmax_attention"]
+__all__ = ["Dropout", "Linear", "linear", "softmax_attention"]

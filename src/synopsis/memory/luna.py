@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from synopsis.memory.feedforward import NORM_EPSILON, PostNormFeedForward
 from synopsis.memory.layers import blank
+from synopsis.memory.layers_training import Dropout
 from synopsis.memory.luna_attention import MemoryAttention, Projections
 
 
@@ -50,7 +51,7 @@ class PackUnpackLayer(nn.Module):
         self.norm = nn.LayerNorm(self.dim, eps=NORM_EPSILON)
         self.norm_memory = nn.LayerNorm(self.dim, eps=NORM_EPSILON)
         self.feedforward = PostNormFeedForward(self.dim, feedforward, dropout)
-        self.residual_dropout = nn.Dropout(residual_dropout)
+        self.residual_dropout = Dropout(residual_dropout)
 
     def forward(
         self,

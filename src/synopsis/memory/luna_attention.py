@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from synopsis.attention import scaled_dot_product_attention
 from synopsis.memory.layers import join_heads, split_heads
+from synopsis.memory.layers_training import Linear
 from synopsis.memory.sequence_filters import SequenceFilter
 
 TemperatureKind = Literal["unit", "sqrt", "learn"]
@@ -57,10 +58,10 @@ class Projections(nn.Module):
         if values not in ("own", "key", "input"):
             raise ValueError(f"values must be own, key or input, not {values!r}")
         self.values = values
-        self.to_query = nn.Linear(dim, dim)
-        self.to_key = nn.Linear(dim, dim)
-        self.to_value = nn.Linear(dim, dim) if values == "own" else None
-        self.to_output = nn.Linear(dim, dim) if output else None
+        self.to_query = Linear(dim, dim)
+        self.to_key = Linear(dim, dim)
+        self.to_value = Linear(dim, dim) if values == "own" else None
+        self.to_output = Linear(dim, dim) if output else None
 
     def key_value(self, context: Float[Tensor, "batch length dim"]) -> tuple[Tensor, Tensor]:
         """Keys and values, heads side by side."""

@@ -4,6 +4,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from synopsis.memory.feedforward import NORM_EPSILON, PreNormFeedForward
+from synopsis.memory.layers_training import Dropout
 from synopsis.memory.luna_attention import MemoryAttention
 
 
@@ -20,7 +21,7 @@ class AroundAttention(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=NORM_EPSILON)
         self.norm_context = nn.LayerNorm(dim, eps=NORM_EPSILON)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.feedforward = PreNormFeedForward(dim, feedforward, dropout)
 
     def forward(

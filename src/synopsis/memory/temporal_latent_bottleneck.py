@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from synopsis.memory.layers import blank
+from synopsis.memory.layers_training import Dropout
 from synopsis.memory.luna_attention import MemoryAttention, Projections
 from synopsis.memory.pre_norm import AroundAttention
 from synopsis.memory.segments import SegmentRecurrence
@@ -56,7 +57,7 @@ class TemporalLatentBottleneck(SegmentRecurrence):
         if memory < 1 or layers < 0:
             raise ValueError(f"{memory} state tokens and {layers} layers make no bottleneck")
         self.heads, self.memory = heads, memory
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             VanillaLayer(dim, heads, feedforward, dropout, attention_dropout) for _ in range(layers)
         )

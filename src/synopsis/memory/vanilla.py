@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from synopsis.memory.feedforward import NORM_EPSILON, PreNormFeedForward
 from synopsis.memory.layers import blank
+from synopsis.memory.layers_training import Dropout
 from synopsis.memory.luna_attention import MemoryAttention, Projections
 
 
@@ -42,7 +43,7 @@ class VanillaLayer(nn.Module):
         self.dim, self.heads = dim, heads
         self.norm = nn.LayerNorm(dim, eps=NORM_EPSILON)
         self.attention = MemoryAttention(Projections(dim), heads, dropout=attention_dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.feedforward = PreNormFeedForward(dim, feedforward, dropout)
 
     def forward(

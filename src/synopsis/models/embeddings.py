@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synopsis.memory.layers_training import Dropout
+
 Positions = Literal["learned", "sinusoidal", "none"]
 PAD = 0  # the id of a pad
 _VALUE_BIAS_STD = 0.1
@@ -45,7 +47,7 @@ class Embedding(nn.Module):
                 f"positions are {positions!r}; they may be learned, sinusoidal or none"
             )
         self.class_vector = nn.Parameter(self._first_class_vector(dim)) if with_class else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def items(self, inputs: Tensor) -> Float[Tensor, "batch length dim"]:
         """An item for each input, before positions."""
