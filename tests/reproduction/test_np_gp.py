@@ -5,6 +5,7 @@ import math
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from synopsis.reproduction.np_gp_functions import (
     exact_energy,
     whole_functions,
 )
+from synopsis.reproduction.np_gp_grid import CONTEXTS, FUNCTIONS, extremes, grid_task
 from synopsis.reproduction.np_gp_page import Results, markdown
 from synopsis.tasks.gaussian_process import GaussianProcessTask, batch_generator, exact_oracle
 from synopsis.training import Experiment
@@ -52,7 +54,8 @@ def results(tiny, settings):
     found = rows(list(tiny), settings)
     functions = whole_functions(found, settings)
     costs = {name: Cost(9000, Call(0.1, 0), Call(0.1, 0), Call(0.1, 2**21)) for name in tiny}
-    return Results(found, exact(settings), functions, exact_energy(settings), costs)
+    far = extremes(found)
+    return Results(found, exact(settings), functions, exact_energy(settings), costs, far)
 
 
 def test_every_model_of_the_literature_competes_at_its_published_size():
@@ -142,6 +145,43 @@ def test_what_was_evaluated_is_not_evaluated_again(results, settings, tiny, monk
     assert exact(settings) == results.exact
     with pytest.raises(AssertionError, match="computed again"):
         rows(list(tiny), replace(settings, batches=BATCHES + 1))
+
+
+@pytest.mark.parametrize("points", CONTEXTS)
+def test_the_exact_answer_on_the_grid_is_the_textbooks(points):
+    """By solving instead of by one triangle, from scikit-learn's kernel."""
+    from sklearn.gaussian_process.kernels import RBF
+
+    task = grid_task(points)
+    x, grid = (t[0].double().numpy() for t in (task.context.xc, task.context.xt))
+    kernel, noise = 0.64 * RBF(0.35), 4e-4
+    seen = kernel(x) + noise * np.eye(points)
+    weights = np.linalg.solve(seen, kernel(x, grid))
+    expected = kernel(grid) + noise * np.eye(len(grid)) - kernel(grid, x) @ weights
+    close = {"rtol": 0.0, "atol": 100 * FLOAT32}  # the points are kept in float32
+    found = (task.factor @ task.factor.mT).numpy()
+    np.testing.assert_allclose(found, expected, **close)
+    np.testing.assert_allclose(task.stddev.square(), np.diag(expected), **close)
+    mean = weights.T @ task.context.yc[0, :, 0].double().numpy()
+    np.testing.assert_allclose(task.mean, mean, rtol=0.0, atol=0.01)
+
+
+def test_functions_along_the_grid_are_drawn_at_once_and_in_blocks(results, settings):
+    lines = extremes(results.rows)
+    assert [(line.row and line.row.name, line.block) for line in lines] == [
+        (None, None),
+        ("CMANPAND", None),
+        ("CMANPAND", 8),
+    ]
+    task = grid_task(CONTEXTS[-1])
+    widest = (task.mean.abs() + 2 * task.stddev).max().item()
+    assert task.mean.abs().max().item() < lines[0].largest[-1] < 1.5 * widest
+    process = next(row.processes[0] for row in results.rows if row.name == "CMANPAND")
+    torch.manual_seed(0)
+    drawn = draw(process, task.context, samples=FUNCTIONS)[:, 0].abs().amax(-1)
+    assert lines[1].largest[-1] == pytest.approx(drawn.median().item(), rel=0.2)
+    text = markdown(results, settings, "synopsis", [])
+    assert "## Functions along a grid" in text and "| CMANP-AND | budget | 8 |" in text
 
 
 def test_models_that_draw_many_times_are_evaluated_on_fewer_batches(settings):

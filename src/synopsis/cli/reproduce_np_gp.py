@@ -63,6 +63,7 @@ def _results(names: list[str], settings: "Settings", watch: Watch) -> "Results":
     from synopsis.reproduction.costs import Cell, FreshProcesses
     from synopsis.reproduction.np_gp import exact, rows
     from synopsis.reproduction.np_gp_functions import exact_energy, whole_functions
+    from synopsis.reproduction.np_gp_grid import extremes
     from synopsis.reproduction.np_gp_page import COST_POINTS, Results
 
     found = rows(names, settings, watch)
@@ -76,4 +77,5 @@ def _results(names: list[str], settings: "Settings", watch: Watch) -> "Results":
             if row.processes:
                 costs[row.name] = fresh.measure(Cell(row.contender.process, COST_POINTS))
             watch("memory", len(costs), len(found))
-    return Results(found, known, functions, exact_energy(settings), costs)
+    far = extremes(found)
+    return Results(found, known, functions, exact_energy(settings), costs, far)

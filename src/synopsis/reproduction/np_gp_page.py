@@ -18,6 +18,7 @@ from synopsis.reproduction.np_gp import (
     title,
 )
 from synopsis.reproduction.np_gp_functions import DRAWN_BATCHES, SAMPLES, Functions
+from synopsis.reproduction.np_gp_grid import BLOCK, CONTEXTS, FUNCTIONS, Extremes
 from synopsis.reproduction.pages import (
     UNKNOWN,
     UNPUBLISHED,
@@ -46,6 +47,7 @@ class Results:
         functions: joint densities and draws.
         exact_energy: of draws from the exact posterior.
         costs: by model, of a context of ``COST_POINTS`` points.
+        extremes: how far functions go that are drawn along a grid.
     """
 
     rows: Sequence[Row]
@@ -53,6 +55,7 @@ class Results:
     functions: Sequence[Functions]
     exact_energy: Scores
     costs: Mapping[str, Cost]
+    extremes: Sequence[Extremes] = ()
 
 
 def markdown(results: Results, settings: Settings, command: str, pictures: Sequence[str]) -> str:
@@ -73,6 +76,8 @@ def markdown(results: Results, settings: Settings, command: str, pictures: Seque
         parts += ["## Joint models, each target by itself", _MARGINAL, _marginals(rows, results)]
     if results.functions:
         parts += ["## Whole functions", _FUNCTIONS, _functions(results)]
+    if len(results.extremes) > 1:
+        parts += ["## Functions along a grid", _EXTREMES, _extremes(results.extremes)]
     parts += ["## Calibration on RBF", _CALIBRATION, _calibration(rows)]
     parts += ["## What each has cost", _COST, _costs(rows, results.costs)]
     return joined([*parts, _absent(results.rows), _TAIL, made_by(command)])
@@ -136,6 +141,16 @@ def _functions(results: Results) -> str:
     head = ["model", "weights", "targets at a time"]
     head += [KERNEL_TITLES[k] for k in KERNELS] + [f"{KERNEL_TITLES[k]}, gap" for k in KERNELS]
     return table([*head, "energy score, RBF", "batches"], lines)
+
+
+def _extremes(found: Sequence[Extremes]) -> str:
+    lines = []
+    for line in found:
+        who = ["*the exact answer*", UNKNOWN] if line.row is None else _who(line.row)
+        together = "all" if line.block is None else str(line.block)
+        lines.append([*who, together, *(number(value, 2) for value in line.largest)])
+    head = [f"{points} context points" for points in CONTEXTS]
+    return table(["model", "weights", "targets at a time", *head], lines)
 
 
 def _together(found: Functions) -> str:
@@ -251,6 +266,12 @@ blocks, each given the drawn values of those before it ({SAMPLES} functions, at 
 y; lower is better). *all* is what CMANP-AND's published procedure amounts to on this task. The product of such blocks
 is a density of the very process that is drawn from. TNP-A goes target by target. CMANP, whose targets are drawn each by
 itself, shows what correlations are worth."""
+
+_EXTREMES = f"""The largest distance from 0 that a function reaches when it is drawn over the whole grid of the picture,
+median of {FUNCTIONS} functions, for the three tasks of the picture: all of the grid at once, as `sample` does by
+default and the picture shows, or {BLOCK} neighbours at a time from left to right, each block told of those before it.
+From few points the latter drifts far beyond what is plausible: where the scale is still unknown, a draw that is too
+large makes the next larger."""
 
 _CALIBRATION = """Share of targets inside the central interval of the prediction of each target by itself, and the
 continuous ranked probability score in the units of y."""

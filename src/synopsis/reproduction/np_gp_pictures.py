@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -17,27 +15,15 @@ from synopsis.reproduction.family import is_joint
 from synopsis.reproduction.looks import DOTS_PER_INCH, EXACT, look, tidy
 from synopsis.reproduction.np_gp import Row, title
 from synopsis.reproduction.np_gp_functions import draw as draw_functions
+from synopsis.reproduction.np_gp_grid import CONTEXTS, SEED, GridTask, grid_task
 from synopsis.tasks import Batch
-from synopsis.tasks.gaussian_process import Hyperparameters, covariance
 from synopsis.training.records import read_records
 from synopsis.training.seeds import own_randomness
 
 # A simple model, a Transformer, and the ones of constant memory, of which the table may lack some.
 _SHOWN = ("CNP", "TNPD", "CMANP-32", "AnchoredCMANP", "AnchoredCMANPAND")
-_CONTEXTS = (4, 10, 25)  # points of the three tasks
-_LENGTH, _SCALE, _NOISE = 0.35, 0.8, 0.02  # of their kernel, and the task's noise
-_GRID, _SAMPLES, _BLOCK = 161, 3, 8
-_SEED = 4
+_SAMPLES = 3
 _LOWEST = -1.0  # nats, of a learning curve: what comes before is of no interest
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One task: its context, and the exact answer on a grid."""
-
-    context: Batch
-    mean: Float[Tensor, " grid"]
-    stddev: Float[Tensor, " grid"]
 
 
 def draw(rows: Sequence[Row], out: Path) -> list[Path]:
@@ -69,14 +55,14 @@ def _chosen(rows: Sequence[Row]) -> list[Row]:
 def _draw_posteriors(rows: Sequence[Row], path: Path) -> bool:
     if not rows:
         return False
-    tasks = [_task(points) for points in _CONTEXTS]
+    tasks = [grid_task(points) for points in CONTEXTS]
     picture = Figure(figsize=(11.0, 1.0 + 2.1 * len(rows)), layout="constrained")
     axes = picture.subplots(len(rows), len(tasks), sharex=True, sharey="col", squeeze=False)
     for row, line in zip(rows, axes, strict=True):
         for task, ax in zip(tasks, line, strict=True):
             _panel(ax, row, task)
         line[0].set_ylabel(f"{title(row.name)}\ny")
-    for ax, points in zip(axes[0], _CONTEXTS, strict=True):
+    for ax, points in zip(axes[0], CONTEXTS, strict=True):
         ax.set_title(f"{points} context points", loc="left", fontsize=10)
     for ax in axes[-1]:
         ax.set_xlabel("x")
@@ -96,7 +82,7 @@ def _draw_posteriors(rows: Sequence[Row], path: Path) -> bool:
     return True
 
 
-def _panel(ax: Axes, row: Row, task: Shown) -> None:
+def _panel(ax: Axes, row: Row, task: GridTask) -> None:
     grid, process = task.context.xt, row.processes[0]
     x = grid[0, :, 0]
     mean, stddev = _predicted(process, task.context)
@@ -105,8 +91,8 @@ def _panel(ax: Axes, row: Row, task: Shown) -> None:
     )
     ax.plot(x, mean, color="#0072B2", linewidth=1.4, label="model: mean, ± 2 σ")
     if is_joint(row.model):
-        with own_randomness(_SEED):
-            functions = draw_functions(process, task.context, _BLOCK, _SAMPLES)
+        with own_randomness(SEED):
+            functions = draw_functions(process, task.context, None, _SAMPLES)
         for i, function in enumerate(functions):
             label = "model: drawn functions" if i == 0 else None
             ax.plot(x, function[0], color="#D55E00", linewidth=0.7, alpha=0.8, label=label)
@@ -124,22 +110,6 @@ def _predicted(process: Process, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         predicted = process(batch.xc, batch.yc, batch.xt)
     return predicted.mean[0, :, 0], predicted.stddev[0, :, 0]
-
-
-def _task(points: int) -> Shown:
-    """A task with the RBF kernel, and what whoever knows it says on a grid: noisy values, as models predict them."""
-    generator = torch.Generator().manual_seed(_SEED)
-    x = 4 * torch.rand(1, points, generator=generator, dtype=torch.float64) - 2
-    grid = torch.linspace(-2, 2, _GRID, dtype=torch.float64)[None]
-    length, scale = (torch.full((1,), v, dtype=torch.float64) for v in (_LENGTH, _SCALE))
-    both = covariance("rbf", torch.cat([x, grid], dim=1), Hyperparameters(length, scale, length))[0]
-    own = both[:points, :points] + _NOISE**2 * torch.eye(points, dtype=torch.float64)
-    factor = torch.linalg.cholesky(own)
-    normals = torch.randn(points, generator=generator, dtype=torch.float64)
-    white = torch.linalg.solve_triangular(factor, both[:points, points:], upper=False)
-    variance = both.diagonal()[points:] + _NOISE**2 - white.square().sum(0)
-    xc, yc, xt = (values.float()[..., None] for values in (x, (factor @ normals)[None], grid))
-    return Shown(Batch(xc, yc, xt, torch.zeros_like(xt)), normals @ white, variance.sqrt())
 
 
 def _draw_learning(rows: Sequence[Row], path: Path) -> bool:
