@@ -21,11 +21,9 @@ from synopsis.memory.base import Merges
 from synopsis.memory.conv_luna import ConvLunaLayer, SimplifiedConvLunaLayer
 from synopsis.memory.luna import LunaLayer, PackUnpackLayer, SharedLunaLayer
 from synopsis.memory.ownership import Owner
-from synopsis.memory.packing import Packing, PackingState
+from synopsis.memory.packing import Packing, PackingState, pieces
 from synopsis.memory.sequence_filters import MaxPooling, SequenceFilter
 from synopsis.states import State
-
-_PIECE = 1024  # items folded at once over all streams
 
 
 class Luna(Packing):
@@ -64,20 +62,6 @@ class Luna(Packing):
         """What the memory meets of these items."""
         key, value, _ = self.layer.pack.keys_values(x)
         return key, value
-
-    def update(
-        self,
-        state: PackingState,
-        x: Float[Tensor, "batch length dim"],
-        mask: Bool[Tensor, "batch length"] | None = None,
-    ) -> PackingState:
-        """Fold items in, in any pieces and order; ValueError when the state belongs to other weights or streams."""
-        # Few at a time: float32 sums over many keys are rounded, those between pieces are not.
-        step = max(1, _PIECE // max(1, len(x)))
-        for start in range(0, max(1, x.shape[1]), step):
-            piece = slice(start, start + step)
-            state = super().update(state, x[:, piece], None if mask is None else mask[:, piece])
-        return state
 
     def memory_of(self, state: PackingState) -> Float[Tensor, "batch cells dim"]:
         """The memory that the stream leaves in the layer."""
@@ -170,9 +154,7 @@ class ConvLuna(Owner):
     ) -> ConvLunaState:
         """Fold items in, in order; ValueError when the state belongs to other weights or streams."""
         self.check_belongs(state, len(x))
-        step = max(self._filter.kernel, _PIECE // max(1, len(x)))
-        for start in range(0, x.shape[1], step):
-            piece = slice(start, start + step)
+        for piece in pieces(*x.shape[:2], least=self._filter.kernel):
             state = self._fold(state, x[:, piece], None if mask is None else mask[:, piece])
         return state
 

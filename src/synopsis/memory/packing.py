@@ -1,5 +1,6 @@
 """Streams packed by queries that are parameters: the softmax summary of each is all that must be kept of them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,6 +13,8 @@ from synopsis.memory.base import Merges
 from synopsis.memory.layers import blank
 from synopsis.memory.ownership import Owner
 from synopsis.states import State
+
+_PIECE = 1024  # items folded at once over all streams
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,40 @@ class Packing(Owner):
     ) -> PackingState:
         """Fold items in, in any pieces and order; ValueError when the state belongs to other weights or streams."""
         self.check_belongs(state, len(x))
-        key, value = self.key_value(blank(x, mask))
         query = self.query().expand(len(x), -1, -1, -1)
-        seen = None if mask is None else mask[:, None, None, :]
-        piece = AttentionState.empty(query, value.shape[-1], scale=1.0).update(key, value, seen)
+        empty = AttentionState.empty(query, query.shape[-1], scale=1.0)
+        attention = replace(empty, summary=state.summary)
+        # Fewer items than queries would take longer to add to the sums than to fold.
+        for piece in pieces(*x.shape[:2], least=query.shape[-2]):
+            seen = None if mask is None else mask[:, piece]
+            key, value = self.key_value(blank(x[:, piece], seen))
+            attention = attention.update(
+                key, value, None if seen is None else seen[:, None, None, :]
+            )
         added = x.shape[1] if mask is None else mask.sum(-1)
-        return replace(state, summary=state.summary.merge(piece.summary), count=state.count + added)
+        return replace(state, summary=attention.summary, count=state.count + added)
 
     def merge(self, a: PackingState, b: PackingState) -> PackingState:
         """The state after both sets of items; ValueError when they belong to other weights or streams."""
         self.check_belongs(a, len(b.count))
         self.check_belongs(b, len(a.count))
         return replace(a, summary=a.summary.merge(b.summary), count=a.count + b.count)
+
+
+def pieces(streams: int, length: int, least: int = 1) -> Iterator[slice]:
+    """Where to cut a stream, since float32 sums over many keys are rounded and those between pieces are not.
+
+    Args:
+        streams: that are folded side by side, and share what is held at once.
+        length: items of each.
+        least: items of each in a piece, however many streams there are.
+
+    Returns:
+        Slices that cover the length once and in order; none for a length of 0.
+
+    Example:
+        >>> list(pieces(streams=2, length=1000))
+        [slice(0, 512, None), slice(512, 1024, None)]
+    """
+    step = max(least, _PIECE // max(1, streams))
+    return (slice(start, start + step) for start in range(0, length, step))
