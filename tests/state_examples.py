@@ -12,8 +12,7 @@ from synopsis.states import (
     State,
 )
 from tests.golden import make_golden
-
-NAMES = ("attention", "cmab", *make_golden.PROCESSES)
+from tests.golden.make_golden import NAMES
 
 
 @dataclass(frozen=True)

@@ -273,7 +273,11 @@ def test_tensors_of_other_shapes_are_refused(name):
 
 
 # Tensors whose last axis has a width of its own, so that a longer one is another whole state.
-INDEPENDENT = {"attention": {"query", "summary.numerator"}, "cmab": {"summary.numerator"}}
+INDEPENDENT = {
+    "attention": {"query", "summary.numerator"},
+    "cmab": {"summary.numerator"},
+    "packing": {"summary.numerator"},
+}
 
 
 def test_a_count_of_several_keys_for_one_state_of_attention_is_refused():

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from synopsis import AttentionState
-from synopsis.memory import CMAB
+from synopsis.memory import (
+    CMAB,
+    CausalLuna,
+    ConvLuna,
+    ConvLunaLayer,
+    Filter,
+    InducedSetLayer,
+)
 from synopsis.processes import (
     AnchoredCMANP,
     BayesianLinear,
@@ -57,18 +64,46 @@ def answer_of_attention(state: Any) -> Tensor:
     return torch.cat([state.output.flatten().double(), state.lse.flatten()])
 
 
-def memory() -> CMAB:
-    return patterned(CMAB(dim=8, latents=3, heads=2, feedforward=8))
+def causal_luna() -> CausalLuna:
+    return patterned(CausalLuna(dim=8, heads=2))
 
 
-def cmab(count: int) -> State:
+def of_causal_luna(count: int) -> State:
+    module = causal_luna()
     with torch.no_grad():
-        return memory().update(memory().init((2,)), pattern(2, count, 8, step=17))
+        state = module.init(pattern(2, 3, 8, step=11))
+        for item in pattern(2, count, 8, step=17).unbind(1):
+            _, state = module.step(state, item)
+    return state
 
 
-def answer_of_cmab(state: Any) -> Tensor:
+def answer_of_causal_luna(state: Any) -> Tensor:
     with torch.no_grad():
-        return memory().read(state, pattern(2, 2, 8, step=29)).flatten()
+        return causal_luna().step(state, pattern(2, 8, step=29))[0].flatten()
+
+
+MEMORIES: dict[str, Callable[[], Any]] = {
+    "cmab": lambda: patterned(CMAB(dim=8, latents=3, heads=2, feedforward=8)),
+    "packing": lambda: patterned(InducedSetLayer(dim=8, heads=2, feedforward=8, memory=3)),
+    # With a stride, what a state means depends on its count as well as on its sums.
+    "conv-luna": lambda: patterned(
+        ConvLuna(ConvLunaLayer(8, 2, 8, filtering=Filter("convolution", 5, 3)), cells=3)
+    ),
+}
+
+
+def of_memory(name: str, count: int) -> State:
+    memory = MEMORIES[name]()
+    with torch.no_grad():
+        state: State = memory.update(memory.init((2,)), pattern(2, count, 8, step=17))
+    return state
+
+
+def answer_of_memory(name: str, state: Any) -> Tensor:
+    with torch.no_grad():
+        found = MEMORIES[name]().read(state, pattern(2, 2, 8, step=29))
+    parts = found if isinstance(found, tuple) else (found,)
+    return torch.cat([part.flatten() for part in parts])
 
 
 PROCESSES: dict[str, Callable[[], Process]] = {
@@ -96,21 +131,29 @@ def answer_of_process(name: str, state: Any) -> Tensor:
     return torch.cat([predicted.mean.flatten(), predicted.stddev.flatten()])
 
 
+NAMES = ("attention", "causal-luna", *MEMORIES, *PROCESSES)
+
+
 def make(name: str, count: int) -> State:
     """The state of this name after this many points."""
-    makers = {"attention": attention, "cmab": cmab}
-    return makers[name](count) if name in makers else of_process(name, count)
+    makers = {"attention": attention, "causal-luna": of_causal_luna}
+    if name in makers:
+        return makers[name](count)
+    return of_memory(name, count) if name in MEMORIES else of_process(name, count)
 
 
 def answer(name: str, state: Any) -> list[float]:
     """What a state of this name answers to a fixed question."""
-    answers = {"attention": answer_of_attention, "cmab": answer_of_cmab}
-    found = answers[name](state) if name in answers else answer_of_process(name, state)
+    answers = {"attention": answer_of_attention, "causal-luna": answer_of_causal_luna}
+    if name in answers:
+        found = answers[name](state)
+    else:
+        found = (answer_of_memory if name in MEMORIES else answer_of_process)(name, state)
     return [float(number) for number in found]
 
 
 def main() -> None:
-    for name in ("attention", "cmab", *PROCESSES):
+    for name in NAMES:
         for count in COUNTS:
             path = FOLDER / f"{name}-n{count}-v{FORMAT_VERSION}.synopsis"
             if path.exists():

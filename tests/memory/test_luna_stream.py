@@ -163,6 +163,31 @@ def test_another_filter_refuses_the_state():
         other.update(one.init((1,)), draw(1, 3, DIM))
 
 
+def test_a_fingerprint_is_of_what_is_computed_not_of_how_modules_print(monkeypatch):
+    def made(values="input", kernel=4, stride=2, temperature="unit", pads="covered"):
+        torch.manual_seed(0)
+        layer = SimplifiedConvLunaLayer(
+            8,
+            2,
+            8,
+            filtering=Filter("convolution", kernel, stride, pads),
+            temperatures=Temperatures(pack=temperature),
+        )
+        layer.pack._projections[0].values = values  # neither has a weight more than the other
+        return ConvLuna(layer, cells=3)
+
+    before = made().fingerprint
+    others = [
+        made(values="key"),
+        made(stride=3),
+        made(temperature="sqrt"),
+        made(pads="published"),
+    ]
+    assert len({before, *(memory.fingerprint for memory in others)}) == 5
+    monkeypatch.setattr(torch.nn.Linear, "extra_repr", lambda self: "printed otherwise")
+    assert made().fingerprint == before
+
+
 def test_a_conv_state_whose_parts_disagree_cannot_be_read():
     state = fold(memory("convolution 4"), draw(2, 9, DIM))
     bad = type(state)(state.summary, state.tail[:1], state.count, state.fingerprint)

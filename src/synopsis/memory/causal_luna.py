@@ -54,14 +54,17 @@ class CausalLunaState(State):
     fingerprint: str
 
     def check(self) -> None:
-        """Raise ValueError unless sums are float64 and of the streams that are counted."""
+        """Raise ValueError unless sums are float64, of this memory and of the streams that are counted."""
         if not self.keys.dtype == self.values.dtype == torch.float64:
             raise ValueError(f"sums are {self.keys.dtype}, {self.values.dtype}; not float64")
         if self.keys.mT.shape != self.values.shape:
             raise ValueError(f"sums are {self.keys.shape} and {self.values.shape}; they do not fit")
-        streams = {len(t) for t in (self.memory, self.keys, self.count)}
-        if len(streams) > 1:
-            raise ValueError(f"memory, sums and counts are of {sorted(streams)} streams")
+        streams, heads, width, cells = self.keys.shape
+        if self.memory.shape != (streams, cells, heads * width) or len(self.count) != streams:
+            raise ValueError(
+                f"memory is {tuple(self.memory.shape)} with {len(self.count)} counts, "
+                f"sums are {tuple(self.keys.shape)}; they do not fit"
+            )
 
 
 class _Items(NamedTuple):

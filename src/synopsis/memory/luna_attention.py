@@ -8,7 +8,7 @@ query is divided by, and what keys and values pass through first.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -113,6 +113,17 @@ class MemoryAttention(nn.Module):
         if not borrowed:
             self.projections = projections
         self._projections = (projections,)  # in a tuple, so that a loan is no second set of weights
+
+    def settings(self) -> dict[str, Any]:
+        """What it computes with, beside its weights: words that files keep, and that must not change."""
+        filtering = self.filtering
+        return {
+            "heads": self.heads,
+            "temperature": self.temperature.kind,
+            "values": self._projections[0].values,
+            "output": self._projections[0].to_output is not None,
+            "filter": None if filtering is None else filtering.settings(),
+        }
 
     def forward(
         self,

@@ -10,7 +10,7 @@ Factorization through Shared Memory", ICLR 2024 Tiny Papers. There is no streami
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -96,12 +96,18 @@ class ConvLunaState(State):
     fingerprint: str
 
     def check(self) -> None:
-        """Raise ValueError unless sums are float64 and all parts are of the same streams."""
+        """Raise ValueError unless sums are float64 and all parts are of the same streams and width."""
         if self.summary.denominator.dtype != torch.float64:
             raise ValueError(f"sums are {self.summary.denominator.dtype}; they must be float64")
         streams = {len(t) for t in (self.summary.maximum, self.tail, self.count)}
         if len(streams) > 1:
             raise ValueError(f"summary, tail and counts are of {sorted(streams)} streams")
+        heads, width = self.summary.numerator.shape[1], self.summary.numerator.shape[-1]
+        if self.tail.shape[-1] != heads * width:
+            raise ValueError(
+                f"items have {self.tail.shape[-1]} features in the tail but {heads * width} in the "
+                "summary; they must agree"
+            )
 
 
 class ConvLuna(Owner):
@@ -154,7 +160,7 @@ class ConvLuna(Owner):
     ) -> ConvLunaState:
         """Fold items in, in order; ValueError when the state belongs to other weights or streams."""
         self.check_belongs(state, len(x))
-        for piece in pieces(*x.shape[:2], least=self._filter.kernel):
+        for piece in pieces(len(x), x.shape[1], least=self._filter.kernel):
             state = self._fold(state, x[:, piece], None if mask is None else mask[:, piece])
         return state
 
@@ -244,6 +250,7 @@ def _learned(layer: PackUnpackLayer, cells: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(1, cells, layer.dim))
 
 
-def _settings(layer: PackUnpackLayer) -> dict[str, str]:
+def _settings(layer: PackUnpackLayer) -> dict[str, Any]:
     """What the shapes of the weights do not tell."""
-    return {"layer": type(layer).__name__, "pack": repr(layer.pack), "unpack": repr(layer.unpack)}
+    name, both = type(layer).__name__, {"pack": layer.pack, "unpack": layer.unpack}
+    return {"layer": name, **{part: one.settings() for part, one in both.items()}}

@@ -78,8 +78,8 @@ class Packing(Owner):
         query = self.query().expand(len(x), -1, -1, -1)
         empty = AttentionState.empty(query, query.shape[-1], scale=1.0)
         attention = replace(empty, summary=state.summary)
-        # Fewer items than queries would take longer to add to the sums than to fold.
-        for piece in pieces(*x.shape[:2], least=query.shape[-2]):
+        # Fewer items than a few times the queries take longer to add to the sums than to fold.
+        for piece in pieces(len(x), x.shape[1], least=min(_PIECE, 4 * query.shape[-2])):
             seen = None if mask is None else mask[:, piece]
             key, value = self.key_value(blank(x[:, piece], seen))
             attention = attention.update(

@@ -9,7 +9,7 @@ Papers, and its code. Departures: that code loses the mask where filtering chang
 """
 
 import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -102,6 +102,11 @@ class SequenceFilter(nn.Module):
 
     def _finite(self, x: Tensor) -> Tensor:
         return x if math.isfinite(self.blank) else x.masked_fill(x == self.blank, 0.0)
+
+    def settings(self) -> dict[str, Any]:
+        """What it computes with, beside its weights: words that files keep, and that must not change."""
+        geometry = {"kernel": self.kernel, "stride": self.stride, "pads": self.pads}
+        return {"kind": type(self).__name__, **geometry}
 
     def extra_repr(self) -> str:
         """Geometry and rule."""
