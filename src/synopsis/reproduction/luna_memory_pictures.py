@@ -74,8 +74,8 @@ def levels(ax: Axes, baselines: Mapping[str, float]) -> None:
     """Horizontal lines where what needs no model stands."""
     for name, accuracy in baselines.items():
         ax.axhline(100 * accuracy, color=EXACT, linewidth=0.8, linestyle=":")
-        text = ax.text(0.99, 100 * accuracy, name, color=EXACT, fontsize=7)
-        text.set(ha="right", va="bottom", transform=ax.get_yaxis_transform())
+        text = ax.text(1.01, 100 * accuracy, name.replace(" ", "\n"), color=EXACT, fontsize=7)
+        text.set(ha="left", va="center", transform=ax.get_yaxis_transform())
 
 
 def _memory(found: Results) -> Figure | None:
