@@ -126,28 +126,30 @@ def test_measurements_are_made_once_and_stand_in_the_page(settings, monkeypatch)
             and not cell.model.arguments["recompute"]
         ):
             return StepCost(cell.batch, stopped="time" if cell.materialised else "memory")
-        return StepCost(cell.batch, 0.5 * cell.batch, 20.0, GIB * cell.batch // 16)
+        each = 0.25 if cell.micro else 0.5
+        return StepCost(cell.batch, each * cell.batch, 20.0, GIB * (cell.micro or cell.batch) // 16)
 
     monkeypatch.setattr(luna_speed, "measure_step", measure)
     monkeypatch.setattr(luna_speed, "check_stream", lambda _: FACTS)
     found = rows(settings)
-    assert [(cell.batch, cell.materialised) for cell in asked[:3]] == [
-        (32, False),
-        (32, False),
-        (8, True),
+    assert [(cell.batch, cell.micro, cell.materialised) for cell in asked[:4]] == [
+        (32, 0, False),
+        (32, 4, False),
+        (32, 0, False),
+        (8, 0, True),
     ]
-    assert [cell.model.arguments["recompute"] for cell in asked[:3]] == [False, True, False]
+    assert [cell.model.arguments["recompute"] for cell in asked[:4]] == [False, False, True, False]
     monkeypatch.setattr(luna_speed, "measure_step", lambda *_: pytest.fail("measured again"))
     assert rows(settings) == found
     page = markdown(found, streams(settings), settings, "synopsis reproduce luna-speed")
     assert "**Not the published size**" in page
     assert (
-        "| Luna, 16 cells | 16.0 | 20.0 | 2.00 | 16.0 | 20.0 | 2.00 | 8 | 0.50 | 16.0 | 1.0 × | 8.3 |"
-        in page
+        "| Luna, 16 cells | 16.0 | 20.0 | 2.00 | 8.0 | 20.0 | 0.25 | 16.0 | 20.0 | 2.00 "
+        "| 8 | 0.50 | 16.0 | 2.0 × | 8.3 |" in page
     )
     assert (
-        "| Transformer | too much | – | – | 16.0 | 20.0 | 2.00 | 2 | – | too long | – | 71.0 |"
-        in page
+        "| Transformer | too much | – | – | too much | – | – | 16.0 | 20.0 | 2.00 "
+        "| 2 | – | too long | – | 71.0 |" in page
     )
     assert (
         "| 4 taps, stride 1 | 1,000 | 1,000 | 1,000 | 5.0 | 4.0 | 1,024 | 2.0 | 4.0e−07 | 3.60 |"
@@ -158,5 +160,5 @@ def test_measurements_are_made_once_and_stand_in_the_page(settings, monkeypatch)
 def test_the_published_size_needs_no_remark():
     cost = StepCost(32, 10.0, 12.0, GIB)
     whole = Settings(["luna-16"], 2000, 32, 1, 60.0, 4.0, Path())
-    page = markdown([Row(KINDS["luna-16"], cost, cost, cost)], [], whole, "synopsis")
+    page = markdown([Row(KINDS["luna-16"], cost, cost, cost, cost)], [], whole, "synopsis")
     assert "Not the published size" not in page

@@ -18,6 +18,7 @@ COUNT = st.integers(1, 10**9)
 SETTINGS = {
     "steps": COUNT,
     "batch_size": COUNT,
+    "micro_batch_size": st.integers(0, 99),
     "learning_rate": st.floats(1e-300, 1e3),
     "optimizer": st.sampled_from(["adamw", "muon"]),
     "muon_learning_rate": st.floats(1e-300, 1e3),

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from synopsis.training.learner import (
     MovingAverage,
     TrainingDiverged,
 )
+from synopsis.training.pieces import pieces
 from tests.tolerances import FLOAT32, FLOAT64
 
 BFLOAT16 = 0.05  # losses of order one under autocast
@@ -179,3 +181,42 @@ def test_bfloat16_keeps_float32_weights():
     assert loss != reference
     assert loss == pytest.approx(reference, abs=BFLOAT16)
     assert all(p.dtype == torch.float32 for p in process.parameters())
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 9])
+def test_a_step_in_pieces_is_the_step_of_the_batch(size):
+    """In float64: four tasks, in pieces that need not divide them."""
+    data = batch()
+    data = type(data)(*(getattr(data, k).double() for k in ("xc", "yc", "xt", "yt")))
+    whole, cut = small().double(), small().double()
+    losses = [learner(whole).learn(data, 0.01)]
+    losses.append(learner(cut, micro_batch_size=size).learn(data, 0.01))
+    assert losses[1] == pytest.approx(losses[0], rel=FLOAT64)
+    torch.testing.assert_close(flat(cut), flat(whole), rtol=FLOAT64, atol=FLOAT64)
+
+
+def test_pieces_hold_what_they_should(monkeypatch):
+    process, seen = small(), []
+    ours = learner(process, micro_batch_size=3)
+    loss = process.loss
+    monkeypatch.setattr(process, "loss", lambda part: seen.append(len(part.xc)) or loss(part))
+    ours.learn(batch(), 0.01)
+    assert seen == [3, 1]
+
+
+def test_masks_are_cut_and_what_is_no_tensor_goes_to_every_piece():
+    task = GaussianProcessTask(max_points=12)
+    drawn = task.sample(5, torch.Generator().manual_seed(0))
+    masked = replace(
+        drawn, target_mask=torch.arange(5).unsqueeze(1) > torch.zeros_like(drawn.yt[0, :, 0])
+    )
+    parts = [part for part, _ in pieces(masked, 2)]
+    assert [part.context_mask for part in parts] == [None] * 3
+    assert torch.equal(torch.cat([part.target_mask for part in parts]), masked.target_mask)
+    assert torch.equal(torch.cat([part.oracle for part in parts]), masked.oracle)
+
+
+def test_a_batch_of_another_kind_cannot_be_cut():
+    assert list(pieces((1, 2), 0)) == [((1, 2), 1.0)]
+    with pytest.raises(TypeError, match="dataclasses of tensors, not a tuple"):
+        list(pieces((1, 2), 2))

@@ -16,6 +16,7 @@ from synopsis.reproduction.stream_check import Stream, StreamFacts, check_stream
 from synopsis.training.experiment import Component
 
 LENGTH, BATCH = 2_000, 32
+MICRO = 4  # sequences at a time, where a step is cut
 _SIZES: Mapping[str, Any] = {
     "vocabulary": 17,
     "classes": 10,
@@ -56,6 +57,7 @@ class Kind:
         return Component("SequenceClassifier", {**arguments, "recompute": recompute})
 
 
+_WAYS = ("whole", "cut", "recomputed", "published")  # of taking a step, as the fields of a row
 _STRIDED = {"filtering": {"kernel": 16, "stride": 8}}
 _CONV = "SimplifiedConvLunaLayer"
 KINDS: dict[str, Kind] = {
@@ -103,27 +105,30 @@ class Row:
     Args:
         kind: which.
         whole: our step.
+        cut: our step, its gradient computed ``MICRO`` sequences at a time.
         recomputed: our step when layers are computed again for the gradient.
         published: the step as the published code computes it, on a batch that it can hold.
     """
 
     kind: Kind
     whole: StepCost
+    cut: StepCost
     recomputed: StepCost
     published: StepCost
 
 
 def rows(settings: Settings, watch: Watch = lambda *_: None) -> list[Row]:
     """Measure what has not been measured; each measurement is kept as soon as it is made."""
-    found, all_of_them = list[Row](), 3 * len(settings.models)
+    found, all_of_them = list[Row](), len(_WAYS) * len(settings.models)
     for name in settings.models:
         kind, costs = KINDS[name], []
-        for recompute, materialised in ((False, False), (True, False), (False, True)):
-            model = kind.model(settings.length, recompute)
-            batch = min(kind.held, settings.batch) if materialised else settings.batch
-            cell = StepCell(model, batch, materialised, settings.threads)
+        for way in _WAYS:
+            model = kind.model(settings.length, way == "recomputed")
+            batch = min(kind.held, settings.batch) if way == "published" else settings.batch
+            micro = MICRO if way == "cut" else 0
+            cell = StepCell(model, batch, way == "published", settings.threads, micro)
             costs.append(_measured(name, cell, settings))
-            watch("training steps", 3 * len(found) + len(costs), all_of_them)
+            watch("training steps", len(_WAYS) * len(found) + len(costs), all_of_them)
         found.append(Row(kind, *costs))
     return found
 
@@ -134,6 +139,7 @@ def _measured(name: str, cell: StepCell, settings: Settings) -> StepCost:
         "batch": cell.batch,
         "materialised": cell.materialised,
         "threads": cell.threads,
+        **({"micro": cell.micro} if cell.micro else {}),
         "patience": settings.patience,
         "most_gib": settings.most_gib,
     }

@@ -22,6 +22,7 @@ from synopsis.reproduction.costs import GIB, limit_memory
 from synopsis.reproduction.materialised import materialise
 from synopsis.tasks.sequences import SequenceBatch
 from synopsis.training.experiment import Component
+from synopsis.training.pieces import pieces
 
 _WARM_UP = 64  # tokens of the step before the measured one
 _TOO_MUCH, _DIED = 3, 4  # exit codes of the measuring process
@@ -36,12 +37,14 @@ class StepCell:
         batch: sequences.
         materialised: with all scores stored, as the published code does.
         threads: of the processor.
+        micro: sequences at a time; 0 for all at once.
     """
 
     model: Component
     batch: int
     materialised: bool = False
     threads: int = 1
+    micro: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,15 @@ def measure_step(cell: StepCell, patience: float, most_gib: float) -> StepCost:
     return StepCost(cell.batch, stopped=stopped)
 
 
-def one_step(model: Model, optimizer: torch.optim.Optimizer) -> Callable[[SequenceBatch], None]:
-    """A step of training on a batch."""
+def one_step(
+    model: Model, optimizer: torch.optim.Optimizer, micro: int = 0
+) -> Callable[[SequenceBatch], None]:
+    """A step of training on a batch, its gradient computed so many sequences at a time."""
 
     def step(batch: SequenceBatch) -> None:
         optimizer.zero_grad(set_to_none=True)
-        model.loss(batch).backward()
+        for piece, share in pieces(batch, micro):
+            (model.loss(piece) * share).backward()
         optimizer.step()
 
     return step
@@ -109,7 +115,7 @@ def _measure_here(asked: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(asked["threads"])
     config = asked["model"]["arguments"]
     model = MODELS[asked["model"]["name"]](**config).train()
-    step = one_step(model, torch.optim.AdamW(model.parameters(), lr=1e-4))
+    step = one_step(model, torch.optim.AdamW(model.parameters(), lr=1e-4), asked["micro"])
     if asked["materialised"]:
         materialise(model)
     step(_random(2, min(_WARM_UP, config["length"]), config))

@@ -41,6 +41,8 @@ class Training:
     Args:
         steps: optimiser steps, at least 1.
         batch_size: tasks per step over all devices together, at least 1.
+        micro_batch_size: tasks per device whose gradient is computed at a time; the step is that of the whole batch, in
+            the memory of so few. 0 computes all at once.
         learning_rate: the highest learning rate, positive; under Muon that of the parameters left to AdamW.
         optimizer: ``"muon"`` for the weights between wide layers and AdamW for the rest, or ``"adamw"`` for all.
         muon_learning_rate: the highest learning rate of Muon, positive; it follows the same schedule.
@@ -61,6 +63,7 @@ class Training:
 
     steps: int = 100_000
     batch_size: int = 16
+    micro_batch_size: int = 0
     learning_rate: float = 5e-4
     optimizer: Optimizer = "adamw"
     muon_learning_rate: float = 0.02
@@ -104,6 +107,7 @@ class Evaluating:
 _RANGES: Mapping[str, tuple[float, float, str]] = {  # lowest, highest, in words
     "training.steps": (1, float("inf"), "at least 1"),
     "training.batch_size": (1, float("inf"), "at least 1"),
+    "training.micro_batch_size": (0, float("inf"), "at least 0"),
     "training.learning_rate": (5e-324, 1e6, "positive"),
     "training.muon_learning_rate": (5e-324, 1e6, "positive"),
     "training.warmup": (0, float("inf"), "at least 0"),

@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from synopsis.training.experiment import Training
 from synopsis.training.optimizers import build_optimizers
+from synopsis.training.pieces import pieces
 from synopsis.training.trainees import Trainee
 
 MOST_SKIPPED_IN_A_ROW = 20
@@ -108,7 +110,7 @@ class Learner:
     def __init__(self, trainee: Trainee, training: Training, accelerator: Accelerator) -> None:
         self.trainee = trainee
         self.tally = Tally()
-        self._clip = training.clip
+        self._clip, self._piece = training.clip, training.micro_batch_size
         self._accelerator = accelerator
         self._objective = accelerator.prepare(_Objective(trainee))
         self._parameters = {
@@ -147,17 +149,25 @@ class Learner:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group["share"]
             optimizer.zero_grad(set_to_none=True)
-        loss = self._objective(batch)
-        self._accelerator.backward(loss)
+        loss = self._backward(batch)
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm = get_total_norm(gradients)
-        value, size = self._mean(loss.detach()), norm.item()
+        value, size = self._mean(loss), norm.item()
         if math.isfinite(size):
             self._step(norm)
             self.tally.take(value, size)
         else:
             self._skip(size)
         return value
+
+    def _backward(self, batch: Any) -> Tensor:
+        """Leave the gradient of the batch with the weights; return its loss."""
+        losses = []
+        for piece, share in pieces(batch, self._piece):
+            loss = self._objective(piece) * share
+            self._accelerator.backward(loss)
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def _step(self, norm: Tensor) -> None:
         if self._clip > 0:
