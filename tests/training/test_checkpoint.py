@@ -85,6 +85,18 @@ def test_one_changed_byte_anywhere_is_noticed(whole, data):
         assert all(torch.equal(read.tensors[k], v) for k, v in expected.tensors.items())
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"[0,2]", b"[0,3]"), (b'"F32","shape":[3,4]', b'"I32","shape":[3,4]')]
+)
+def test_types_and_shapes_that_fit_the_bytes_are_noticed_too(whole, before, after):
+    path, content = whole
+    assert before in content
+    path.write_bytes(content.replace(before, after, 1))
+    with pytest.raises(CheckpointError, match="checksum does not match"):
+        Checkpoint.read(path)
+    path.write_bytes(content)
+
+
 def _rewritten(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path

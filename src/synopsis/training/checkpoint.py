@@ -18,6 +18,8 @@ from synopsis.states import write_atomic
 
 FORMAT = 1
 
+_LAYOUT = "layout"  # key of files whose checksum covers types and shapes; the first ones lack it
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be continued from; the one-line message names the file."""
@@ -50,7 +52,8 @@ class Checkpoint:
             "experiment": self.experiment,
         }
         text = json.dumps(header)
-        metadata = {"training": text, "crc32": str(_crc32(text, tensors))}
+        covered = {"training": text, _LAYOUT: "covered"}
+        metadata = {**covered, "crc32": str(_crc32(covered, tensors))}
         write_atomic(path, safetensors.torch.save(tensors, metadata))
 
     @classmethod
@@ -69,7 +72,7 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
         text = metadata.get("training", "")
-        if metadata.get("crc32") != str(_crc32(text, tensors)):
+        if metadata.get("crc32") != str(_crc32(metadata, tensors)):
             raise CheckpointError(f"{path}: not a whole checkpoint (its checksum does not match)")
         try:
             header = json.loads(text)
@@ -81,9 +84,12 @@ class Checkpoint:
         return cls(parts[0], tensors, parts[1], parts[2])
 
 
-def _crc32(text: str, tensors: Mapping[str, Tensor]) -> int:
-    total = zlib.crc32(text.encode())
+def _crc32(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:
+    """Of the text and of all tensors: names, bytes and, where the file says so, types and shapes."""
+    total = zlib.crc32(metadata.get("training", "").encode())
     for name in sorted(tensors):
-        data = tensors[name].reshape(-1).view(torch.uint8).numpy()
-        total = zlib.crc32(data.data, zlib.crc32(name.encode(), total))
+        tensor = tensors[name]
+        words = f"{name}{tensor.dtype}{tuple(tensor.shape)}" if _LAYOUT in metadata else name
+        data = tensor.reshape(-1).view(torch.uint8).numpy()
+        total = zlib.crc32(data.data, zlib.crc32(words.encode(), total))
     return total
