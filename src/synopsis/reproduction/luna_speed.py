@@ -139,7 +139,7 @@ def _measured(name: str, cell: StepCell, settings: Settings) -> StepCost:
         "batch": cell.batch,
         "materialised": cell.materialised,
         "threads": cell.threads,
-        **({"micro": cell.micro} if cell.micro else {}),
+        "micro": cell.micro,
         "patience": settings.patience,
         "most_gib": settings.most_gib,
     }

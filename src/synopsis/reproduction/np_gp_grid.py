@@ -16,6 +16,7 @@ from torch import Tensor
 from synopsis.processes.autoregressive import BlockAutoregressive
 from synopsis.reproduction.contenders import remembered
 from synopsis.reproduction.np_gp import Row
+from synopsis.reproduction.np_gp_functions import draw
 from synopsis.tasks import Batch
 from synopsis.tasks.gaussian_process import Hyperparameters, covariance
 from synopsis.training.seeds import own_randomness
@@ -105,11 +106,9 @@ def _drawn(
 ) -> Mapping[str, Any]:
     largest = []
     for task in tasks:
-        batch = task.context
         with torch.no_grad(), own_randomness(SEED):
-            state = process.update(process.init((1,)), batch.xc, batch.yc)
-            drawn = process.sample(state, batch.xt, block or _GRID, samples=FUNCTIONS)
-        largest.append(_largest(drawn[:, 0, :, 0]))
+            functions = draw(process, task.context, block, FUNCTIONS)
+        largest.append(_largest(functions[:, 0]))
     return {"largest": largest}
 
 
