@@ -157,7 +157,7 @@ def _weigh(case: Case) -> float:
         case, length=DOCUMENTS * 4
     ).call()()  # what is loaded on first use is not memory of the case
     call = case.call()
-    _, extra, results = measured_call(call)
+    extra, results = measured_call(call)
     return max(0, extra - sum(t.nbytes for t in results)) / 2**20
 
 

@@ -38,7 +38,7 @@ def in_fresh_process(script: str, *arguments: object) -> Any:
 
 def extra_mib(call: Callable[[], Any]) -> float:
     """Peak memory of one call above what is resident before it, MiB; right only in a fresh process."""
-    return measured_call(call)[1] / 2**20
+    return measured_call(call)[0] / 2**20
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

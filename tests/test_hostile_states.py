@@ -187,7 +187,7 @@ def cost_of(file):
         except states.StateFormatError:
             return
         sys.exit(f"{file} was read")
-    return measured_call(read)[1] / 2**20
+    return measured_call(read)[0] / 2**20
 
 states._MAX_HEADER_BYTES = int(sys.argv[1])
 print(json.dumps({file: cost_of(file) for file in sys.argv[2:]}))

@@ -120,7 +120,7 @@ class FreshProcesses:
 
         Args:
             cell: what to run.
-                repeats: timed calls, 1 or more; short ones are repeated more often, long ones less.
+            repeats: timed calls, 1 or more; short ones are repeated more often, long ones less.
         """
         assert self._helper.stdin is not None and self._helper.stdout is not None
         self._helper.stdin.write(json.dumps({"repeats": repeats, **asdict(cell)}) + "\n")
@@ -141,21 +141,27 @@ def measure_here(cell: Cell, repeats: int) -> Figure:
     warm = prepare(Cell(cell.method, _WARM_UP, _WARM_UP, cell.dtype, cell.differentiate))
     warm()  # what is loaded on first use is not memory of the method
     call = prepare(cell)
-    seconds, extra, results = measured_call(call)
+    extra, results = measured_call(call)
     outputs = sum(tensor.nbytes for tensor in results)
     del results
-    return Figure(_median_seconds(call, repeats, seconds), max(0, extra - outputs))
+    return Figure(_median_seconds(call, repeats), max(0, extra - outputs))
 
 
-def _median_seconds(call: Callable[[], Any], repeats: int, first: float) -> float:
-    """Median CPU-seconds of one call; the first, in fresh memory, counts only if it was too long to repeat."""
-    wanted = max(repeats, min(_MOST_CALLS, int(_ENOUGH_SECONDS / max(first, 1e-6))))
+def _median_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median CPU-seconds of one call, that has been made before."""
     times: list[float] = []
-    while len(times) < wanted and first + sum(times) < _MOST_SECONDS:
+    while not _is_enough(times, repeats):
         begin = time.process_time()
         call()
         times.append(time.process_time() - begin)
-    return statistics.median(times or [first])
+    return statistics.median(times)
+
+
+def _is_enough(times: list[float], repeats: int) -> bool:
+    spent = sum(times)
+    if not times or spent >= _MOST_SECONDS:
+        return bool(times)
+    return len(times) >= repeats and (spent >= _ENOUGH_SECONDS or len(times) >= _MOST_CALLS)
 
 
 def _torch_call(cell: Cell) -> Callable[[], tuple[Tensor, ...]]:

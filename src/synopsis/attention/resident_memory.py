@@ -5,7 +5,6 @@ Right only in a process in which nothing large has run before: see :mod:`synopsi
 
 import ctypes
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +14,19 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MMAP_THRESHOLD, _SMALLEST_MMAP, _DEFAULT_MMAP = -3, 1 << 16, 1 << 25  # of glibc's mallopt
 
 
-def measured_call(call: Callable[[], Any]) -> tuple[float, int, Any]:
-    """CPU-seconds and extra bytes at the peak of one call, and what it returned.
+def measured_call(call: Callable[[], Any]) -> tuple[int, Any]:
+    """Extra bytes at the peak of one call, and what it returned.
+
+    Time is measured apart: here every large tensor is fresh memory, which the system may take as long to give as the
+    call to compute.
 
     Args:
         call: everything it is given exists already.
     """
     with _every_allocation_seen():
         before = _reset_peak()
-        begin = time.process_time()
         results = call()
-        seconds = time.process_time() - begin
-        return seconds, max(0, _peak() - before), results
+        return max(0, _peak() - before), results
 
 
 @contextmanager

@@ -31,6 +31,7 @@ _ENOUGH_SECONDS, _MOST_CALLS = (
     0.3,
     2000,
 )  # short calls are repeated for their mean: clocks may be coarse
+_COUNTING = 2.0  # a call whose memory is counted takes up to so many times as long
 _TOO_LONG, _TOO_MUCH, _DIED = "time", "memory", "died"
 
 
@@ -177,16 +178,22 @@ def _exercise(process: Process, targets: int) -> None:
 
 def _costs(call: Callable[[], Any], patience: float) -> tuple[Any, dict[str, float]]:
     """The result of a call, and what it costs; a call that takes too long ends the process."""
-    signal.setitimer(
-        signal.ITIMER_PROF, patience
-    )  # CPU time: another program's load does not count
-    first, peak, result = measured_call(call)
-    signal.setitimer(signal.ITIMER_PROF, 0.0)
+    peak, result = limited(lambda: measured_call(call), _COUNTING * patience)
     calls, spent, begin = 0, 0.0, time.process_time()
-    while first + spent < _ENOUGH_SECONDS and calls < _MOST_CALLS:
-        call()
+    while not calls or (spent < _ENOUGH_SECONDS and calls < _MOST_CALLS):
+        limited(call, patience)
         calls, spent = calls + 1, time.process_time() - begin
-    return result, {"seconds": spent / calls if calls else first, "peak": peak}
+    return result, {"seconds": spent / calls, "peak": peak}
+
+
+def limited(call: Callable[[], Any], patience: float) -> Any:
+    """The answer of a call that may take so many CPU-seconds (another program's load does not count); then the
+    process ends.
+    """
+    signal.setitimer(signal.ITIMER_PROF, patience)
+    answer = call()
+    signal.setitimer(signal.ITIMER_PROF, 0.0)
+    return answer
 
 
 def limit_memory(most_bytes: int) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from synopsis.attention.resident_memory import measured_call
 from synopsis.models import MODELS, Model
-from synopsis.reproduction.costs import GIB, limit_memory
+from synopsis.reproduction.costs import GIB, limit_memory, limited
 from synopsis.reproduction.materialised import materialise
 from synopsis.tasks.sequences import SequenceBatch
 from synopsis.training.experiment import Component
@@ -121,20 +121,11 @@ def _measure_here(asked: dict[str, Any]) -> dict[str, float]:
     step(_random(2, min(_WARM_UP, config["length"]), config))
     batch = _random(asked["batch"], config["length"], config)
     limit_memory(round(asked["most_gib"] * GIB))
-    peak = _limited(lambda: measured_call(lambda: step(batch))[1], asked["patience"])
-    # Timed apart: while memory is counted, every tensor is fresh memory, which takes as long as the work.
+    peak = limited(lambda: measured_call(lambda: step(batch))[0], asked["patience"])
     begin, cpu_begin = time.perf_counter(), time.process_time()
-    _limited(lambda: step(batch), asked["patience"])
+    limited(lambda: step(batch), asked["patience"])
     cpu_seconds = time.process_time() - cpu_begin
     return {"cpu_seconds": cpu_seconds, "seconds": time.perf_counter() - begin, "peak": peak}
-
-
-def _limited(call: Callable[[], Any], patience: float) -> Any:
-    """The answer of a call that may take so many CPU-seconds; beyond them the process ends."""
-    signal.setitimer(signal.ITIMER_PROF, patience)
-    found = call()
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    return found
 
 
 def _random(batch: int, length: int, config: dict[str, Any]) -> SequenceBatch:

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from synopsis.attention.resident_memory import measured_call
 from synopsis.memory.conv_luna import SimplifiedConvLunaLayer
-from synopsis.memory.luna_stream import ConvLuna
+from synopsis.memory.luna_stream import ConvLuna, ConvLunaState
 from synopsis.memory.sequence_filters import Filter
 
 _EVERY = 10  # times that memory is looked at
@@ -95,37 +97,43 @@ def _check_here(stream: Stream) -> StreamFacts:
     layer = SimplifiedConvLunaLayer(stream.dim, stream.heads, 8, filtering=filtering)
     memory = ConvLuna(layer.eval(), stream.cells)
     with torch.no_grad():
-        streamed, sizes, peaks, seconds = _streamed(stream, memory)
+        streamed, sizes, peaks = _streamed(stream, memory)
         x = torch.cat(list(stream.pieces()), 1)
-        begin = time.process_time()
-        _, batch_peak, packed = measured_call(lambda: layer.packed(memory.memory, x, None))
-        batch_seconds = time.process_time() - begin
+        batch_peak, packed = measured_call(lambda: layer.packed(memory.memory, x, None))
         whole = layer.remember(memory.memory, packed)
+        seconds = _seconds(lambda: _fold(memory, memory.init((1,)), stream.pieces()))
+        batch_seconds = _seconds(lambda: layer.packed(memory.memory, x, None))
     difference = (streamed - whole).abs().max().item()
     costs = (seconds, batch_peak, batch_seconds)
     return StreamFacts(sizes, peaks, *costs, difference, whole.abs().max().item())
 
 
-def _streamed(stream: Stream, memory: ConvLuna) -> tuple[Tensor, list[int], list[int], float]:
-    """The memory that the stream leaves, and what it took, tenth by tenth."""
+def _streamed(stream: Stream, memory: ConvLuna) -> tuple[Tensor, list[int], list[int]]:
+    """The memory that the stream leaves, and what it took to keep it, tenth by tenth."""
     state, pieces = memory.init((1,)), stream.pieces()
     many = -(-stream.items // stream.piece)
-    sizes, peaks, total = list[int](), list[int](), 0.0
+    sizes, peaks = list[int](), list[int]()
     state_after = memory.update(state, torch.zeros(1, stream.piece, stream.dim))  # a first use
     del state_after
     for tenth in range(_EVERY):
         begin, end = (round(k * many / _EVERY) for k in (tenth, tenth + 1))
-
-        def fold(state: object = state, number: int = end - begin) -> object:
-            for _ in range(number):
-                state = memory.update(state, next(pieces))  # type: ignore[arg-type]
-            return state
-
-        seconds, peak, found = measured_call(fold)
-        state, total = found, total + seconds
+        tenths = islice(pieces, end - begin)
+        peak, state = measured_call(partial(_fold, memory, state, tenths))
         sizes.append(state.nbytes)
         peaks.append(peak)
-    return memory.memory_of(state), sizes, peaks, total
+    return memory.memory_of(state), sizes, peaks
+
+
+def _fold(memory: ConvLuna, state: ConvLunaState, pieces: Iterable[Tensor]) -> ConvLunaState:
+    for piece in pieces:
+        state = memory.update(state, piece)
+    return state
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
 
 
 if __name__ == "__main__":
