@@ -60,4 +60,4 @@ def assert_identical(a: State, b: State) -> None:
     assert type(a) is type(b) and a.serialize() == b.serialize()
     for mine, theirs in zip(tree_leaves(a), tree_leaves(b), strict=True):
         if isinstance(mine, Tensor):
-            assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)

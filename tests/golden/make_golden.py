@@ -7,8 +7,11 @@ formulas with exact float32 values, so models can be rebuilt anywhere without a 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,19 +25,29 @@ from synopsis.memory import (
     ConvLunaLayer,
     Filter,
     InducedSetLayer,
+    LinearAttention,
+    TemporalLatentBottleneck,
 )
 from synopsis.processes import (
+    CMANP,
+    CNP,
+    NP,
+    TNPD,
     AnchoredCMANP,
     BayesianLinear,
     LastValue,
     RunningMean,
+    SpectralRegression,
     Standardized,
 )
 from synopsis.processes.base import Process
+from synopsis.serving.records import Record
+from synopsis.serving.stream import Stream, StreamSettings
 from synopsis.states import FORMAT_VERSION, State
 
 FOLDER = Path(__file__).parent
 COUNTS = (0, 1, 10, 1000)
+SHALLOW = (3, 1, 2, 3, 1)  # the fewest layers that these processes may have
 
 
 def pattern(*shape: int, step: int) -> Tensor:
@@ -89,6 +102,11 @@ MEMORIES: dict[str, Callable[[], Any]] = {
     "conv-luna": lambda: patterned(
         ConvLuna(ConvLunaLayer(8, 2, 8, filtering=Filter("convolution", 5, 3)), cells=3)
     ),
+    "linear-attention": lambda: patterned(LinearAttention(dim=8, heads=2)),
+    # Neither 10 nor 1,000 items fill their last segment.
+    "segments": lambda: patterned(
+        TemporalLatentBottleneck(8, 2, feedforward=8, memory=3, segment=7, layers=1)
+    ),
 }
 
 
@@ -112,6 +130,13 @@ PROCESSES: dict[str, Callable[[], Process]] = {
         AnchoredCMANP(dim_x=1, dim=8, heads=2, blocks=1, latents=3, components=2)
     ),
     "standardized": lambda: Standardized(BayesianLinear(dim_x=2)),
+    "spectral-regression": lambda: patterned(
+        SpectralRegression(dim_x=1, prior={"features": 8, "length_scales": [0.5]})
+    ),
+    "cmanp": lambda: patterned(CMANP(dim=8, heads=2, blocks=2, latents=3)),
+    "cnp": lambda: patterned(CNP(dim=8, depths=SHALLOW)),
+    "np": lambda: patterned(NP(dim=8, depths=SHALLOW, samples=3)),
+    "context": lambda: patterned(TNPD(dim=8, heads=2, layers=1)),
     "last-value": LastValue,
     "running-mean": RunningMean,
 }
@@ -131,12 +156,48 @@ def answer_of_process(name: str, state: Any) -> Tensor:
     return torch.cat([predicted.mean.flatten(), predicted.stddev.flatten()])
 
 
-NAMES = ("attention", "causal-luna", *MEMORIES, *PROCESSES)
+STREAM = StreamSettings("patterned", "y", inputs=("x",), lags=(1,), warmup=4)
+
+
+@contextmanager
+def streamed_process() -> Iterator[str]:
+    """Folder of the process that streams predict with; every state names it ``patterned``."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / STREAM.source
+        BayesianLinear(dim_x=2).save_pretrained(path)
+        yield str(path)
+
+
+def records(count: int) -> list[Record]:
+    values = pattern(count, 2, step=17).tolist()
+    return [Record(i + 2, (str(y), str(x)), "rows.csv") for i, (y, x) in enumerate(values)]
+
+
+def of_stream(count: int) -> State:
+    with streamed_process() as folder:
+        stream = Stream.begin(replace(STREAM, source=folder))
+        for record in records(count):
+            stream.take(record)
+        return replace(stream.state(), source=STREAM.source)
+
+
+def answer_of_stream(state: Any) -> Tensor:
+    with streamed_process() as folder:
+        stream = Stream.resume(state, source=folder)
+        forecasts = [
+            torch.tensor([outcome.forecast.mean, *outcome.forecast.stddevs])
+            for record in records(8)
+            for outcome in stream.take(record)
+        ]
+    return torch.cat([*forecasts, stream.state().sums.flatten()])
+
+
+NAMES = ("attention", "causal-luna", "stream", *MEMORIES, *PROCESSES)
 
 
 def make(name: str, count: int) -> State:
     """The state of this name after this many points."""
-    makers = {"attention": attention, "causal-luna": of_causal_luna}
+    makers = {"attention": attention, "causal-luna": of_causal_luna, "stream": of_stream}
     if name in makers:
         return makers[name](count)
     return of_memory(name, count) if name in MEMORIES else of_process(name, count)
@@ -144,7 +205,11 @@ def make(name: str, count: int) -> State:
 
 def answer(name: str, state: Any) -> list[float]:
     """What a state of this name answers to a fixed question."""
-    answers = {"attention": answer_of_attention, "causal-luna": answer_of_causal_luna}
+    answers = {
+        "attention": answer_of_attention,
+        "causal-luna": answer_of_causal_luna,
+        "stream": answer_of_stream,
+    }
     if name in answers:
         found = answers[name](state)
     else:

@@ -39,10 +39,14 @@ class SegmentState(State):
     fingerprint: str
 
     def check(self) -> None:
-        """Raise ValueError unless all parts are of the same streams and no segment is over-full."""
+        """Raise ValueError unless all parts are of the same streams and width, and no segment is over-full."""
         streams = {len(t) for t in (self.memory, self.pending, self.filled, self.count)}
         if len(streams) != 1:
             raise ValueError(f"parts are of {sorted(streams)} streams; they must agree")
+        if self.memory.shape[-1] != self.pending.shape[-1]:
+            raise ValueError(
+                f"memory {tuple(self.memory.shape)} of items {tuple(self.pending.shape)}: widths must agree"
+            )
         outside = (self.filled < 0) | (self.filled >= self.pending.shape[1])
         if bool(outside.any()):
             raise ValueError(

@@ -70,6 +70,8 @@ def markdown(results: Results, settings: Settings, command: str, pictures: Seque
         recipe=RECIPE_IN_WORDS,
     )
     parts = [wrapped(head), *(f"![{name}]({name})" for name in pictures)]
+    if any(name.endswith("-learning.png") for name in pictures):
+        parts.append(wrapped(_LEARNING.format(targets=TARGETS)))
     parts += ["## Log-likelihood", _LOG_LIKELIHOOD, _likelihoods(rows, results, settings)]
     parts += ["## Distance to the exact answer", _DISTANCE, _gaps(rows)]
     if any(is_joint(row.model) for row in rows):
@@ -229,6 +231,10 @@ def _absent(rows: Sequence[Row]) -> str:
             failures.append(f"- {row.failure}" if named else f"- {title(row.name)}: {row.failure}")
     return "\n".join(["Without figures:", "", *failures]) if failures else ""
 
+
+_LEARNING = """Each curve is measured on fresh tasks of the law that its model was trained on, so not all on the same
+tasks, nor on those of the tables below: models trained here have {targets} targets to learn from, some of the shipped
+ones another number or the published law, and a shipped curve may end below one of the same model that is shorter."""
 
 _HEAD = """# Neural processes on Gaussian processes
 
