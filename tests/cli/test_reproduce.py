@@ -11,7 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from synopsis.cli import reproduce
-from synopsis.tasks.gaussian_process import GaussianProcessTask, evaluation_batches
+from synopsis.tasks.fixed_batches import evaluation_batches
+from synopsis.tasks.gaussian_process import GaussianProcessTask
 from synopsis.tasks.oracle_table import METRICS, PUBLISHED, oracle_row, oracle_table
 from tests.tolerances import FLOAT64
 

@@ -20,7 +20,7 @@ from synopsis.reproduction.bandit_curves import DELTAS, kept, of_arms, together
 from synopsis.reproduction.np_bandit import ALL, Settings, contender, tables
 from synopsis.reproduction.np_bandit_page import markdown
 from synopsis.reproduction.np_bandit_pictures import draw
-from synopsis.tasks.gaussian_process import batch_generator
+from synopsis.tasks.fixed_batches import batch_generator
 from synopsis.tasks.wheel_bandit import WheelBandit
 from tests.tolerances import FLOAT32, FLOAT64
 

@@ -23,7 +23,9 @@ from synopsis.reproduction.np_gp_functions import (
 )
 from synopsis.reproduction.np_gp_grid import CONTEXTS, FUNCTIONS, extremes, grid_task
 from synopsis.reproduction.np_gp_page import Results, markdown
-from synopsis.tasks.gaussian_process import GaussianProcessTask, batch_generator, exact_oracle
+from synopsis.tasks.fixed_batches import batch_generator
+from synopsis.tasks.gaussian_process import GaussianProcessTask
+from synopsis.tasks.oracle import exact_oracle
 from synopsis.training import Experiment
 from synopsis.training.experiment import Component
 from tests.tolerances import FLOAT32, FLOAT64

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 from torch.distributions import MultivariateNormal, StudentT
 
 from synopsis.tasks import Task
-from synopsis.tasks.gaussian_process import (
-    GaussianProcessTask,
-    Hyperparameters,
-    batch_generator,
-    cholesky,
-    covariance,
-    evaluation_batches,
-    exact_oracle,
-    student_t_noise,
-)
+from synopsis.tasks.fixed_batches import batch_generator, evaluation_batches
+from synopsis.tasks.gaussian_process import GaussianProcessTask, student_t_noise
+from synopsis.tasks.kernels import Hyperparameters, covariance
+from synopsis.tasks.oracle import cholesky, exact_oracle
 from tests.tolerances import FLOAT32, FLOAT64
 
 KERNELS = ("rbf", "matern52", "periodic")
@@ -319,7 +313,8 @@ def test_batches_and_sets_differ():
 def test_another_interpreter_makes_the_same_set():
     """No state of this process leaks in: hash seeds, thread counts, the global generator."""
     program = (
-        "from synopsis.tasks.gaussian_process import GaussianProcessTask, evaluation_batches\n"
+        "from synopsis.tasks.fixed_batches import evaluation_batches\n"
+        "from synopsis.tasks.gaussian_process import GaussianProcessTask\n"
         "batch = next(evaluation_batches(GaussianProcessTask(), [5], 4, seed=1))\n"
         "print(batch.yt.double().sum().item(), batch.xt.double().sum().item())"
     )

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from synopsis.tasks.gaussian_process import batch_generator
+from synopsis.tasks.fixed_batches import batch_generator
 from synopsis.training.records import read_records
 from synopsis.training.registries import build_task, build_trainee
 from synopsis.training.seeds import derived_seed, own_randomness

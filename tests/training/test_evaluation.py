@@ -10,7 +10,9 @@ from scipy import stats
 from synopsis.processes import CMANP, Gaussian
 from synopsis.processes.base import PROCESSES, Process
 from synopsis.tasks import Batch
-from synopsis.tasks.gaussian_process import GaussianProcessTask, evaluation_batches, exact_oracle
+from synopsis.tasks.fixed_batches import evaluation_batches
+from synopsis.tasks.gaussian_process import GaussianProcessTask
+from synopsis.tasks.oracle import exact_oracle
 from synopsis.training.evaluation import Estimate, evaluate, ratio
 from tests.tolerances import FLOAT32, FLOAT64
 

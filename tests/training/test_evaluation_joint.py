@@ -14,7 +14,8 @@ from synopsis.processes.cmanp_and import CMANPAND
 from synopsis.processes.joint import JointProcess
 from synopsis.processes.joint_gaussians import LowRankGaussian
 from synopsis.tasks import Batch
-from synopsis.tasks.gaussian_process import GaussianProcessTask, evaluation_batches
+from synopsis.tasks.fixed_batches import evaluation_batches
+from synopsis.tasks.gaussian_process import GaussianProcessTask
 from synopsis.training.evaluation import evaluate
 from tests.tolerances import FLOAT32
 

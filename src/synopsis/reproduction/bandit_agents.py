@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from synopsis.processes.base import Process
-from synopsis.tasks.gaussian_process import batch_generator
+from synopsis.tasks.fixed_batches import batch_generator
 from synopsis.tasks.wheel_bandit import ARMS, WheelBandit
 
 Exploration = Literal["ucb", "mean", "thompson"]

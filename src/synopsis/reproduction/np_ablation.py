@@ -16,7 +16,7 @@ from synopsis.processes.base import Process, build
 from synopsis.processes.cmanp import CMANP
 from synopsis.reproduction.contenders import Contender, NotTrained, Watch, trained
 from synopsis.reproduction.np_gp import BATCH_SIZE, PRIOR, TRAINED_ON, Row, Settings, score
-from synopsis.tasks.gaussian_process import KernelName
+from synopsis.tasks.kernels import KernelName
 from synopsis.training import Experiment, TrainingDiverged
 from synopsis.training.experiment import Component, Training
 from synopsis.training.optimizers import build_optimizers

@@ -26,7 +26,7 @@ from synopsis.reproduction.contenders import (
 from synopsis.reproduction.np_bo_beliefs import ExactBelief, ProcessBelief, RefittedBelief
 from synopsis.reproduction.np_bo_grid import Functions, Played, optimise, search_at_random
 from synopsis.reproduction.np_gp import CONTENDERS, KERNELS, TRAINED_ON, title
-from synopsis.tasks.gaussian_process import KernelName
+from synopsis.tasks.kernels import KernelName
 from synopsis.training import TrainingDiverged
 from synopsis.training.experiment import Component
 

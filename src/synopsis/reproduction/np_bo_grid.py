@@ -14,15 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from synopsis.tasks.gaussian_process import (
-    LENGTHS,
-    PERIODS,
-    SCALES,
-    Hyperparameters,
-    KernelName,
-    cholesky,
-    covariance,
-)
+from synopsis.tasks.gaussian_process import LENGTHS, PERIODS, SCALES
+from synopsis.tasks.kernels import Hyperparameters, KernelName, covariance
+from synopsis.tasks.oracle import cholesky
 
 POINTS = 1000  # of the grid
 NOISE = 0.02  # standard deviation, as in the tasks that processes are trained on

@@ -20,7 +20,9 @@ from synopsis.reproduction.contenders import (
     trained,
 )
 from synopsis.reproduction.family import EVERY_TITLE, TITLES
-from synopsis.tasks.gaussian_process import GaussianProcessTask, KernelName, evaluation_batches
+from synopsis.tasks.fixed_batches import evaluation_batches
+from synopsis.tasks.gaussian_process import GaussianProcessTask
+from synopsis.tasks.kernels import KernelName
 from synopsis.training import TrainingDiverged, evaluate
 from synopsis.training.evaluation import ratio
 from synopsis.training.experiment import JSON, Component

@@ -22,7 +22,9 @@ from synopsis.reproduction.contenders import Watch, remembered
 from synopsis.reproduction.family import is_joint
 from synopsis.reproduction.np_gp import BATCH_SIZE, KERNELS, SEED, Row, Settings, score
 from synopsis.tasks import Batch
-from synopsis.tasks.gaussian_process import GaussianProcessTask, KernelName, batch_generator
+from synopsis.tasks.fixed_batches import batch_generator
+from synopsis.tasks.gaussian_process import GaussianProcessTask
+from synopsis.tasks.kernels import KernelName
 from synopsis.training.evaluation import ratio
 from synopsis.training.seeds import derived_seed, own_randomness
 

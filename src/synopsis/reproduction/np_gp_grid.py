@@ -18,7 +18,7 @@ from synopsis.reproduction.contenders import remembered
 from synopsis.reproduction.np_gp import Row
 from synopsis.reproduction.np_gp_functions import draw
 from synopsis.tasks import Batch
-from synopsis.tasks.gaussian_process import Hyperparameters, covariance
+from synopsis.tasks.kernels import Hyperparameters, covariance
 from synopsis.training.seeds import own_randomness
 
 CONTEXTS = (4, 10, 25)  # points of the three tasks

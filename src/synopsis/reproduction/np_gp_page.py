@@ -30,7 +30,7 @@ from synopsis.reproduction.pages import (
     table,
     wrapped,
 )
-from synopsis.tasks.gaussian_process import KernelName
+from synopsis.tasks.kernels import KernelName
 from synopsis.tasks.oracle_table import TITLES as KERNEL_TITLES
 
 COST_POINTS = 1000  # of the context that costs are measured with

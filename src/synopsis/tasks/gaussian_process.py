@@ -1,27 +1,21 @@
 """One-dimensional Gaussian-process regression, with the exact answer beside every batch.
 
 A task is one function drawn from a Gaussian process with its own length-scale and scale, seen
-through noise at random inputs. Context and targets are ordered context first, so that the one
-Cholesky factor L that draws the outputs also holds the exact prediction of the targets: with
-ε = L⁻¹y and L cut at the last context point into rows c and t,
-
-    y_t | y_c  ~  N(L_tc ε_c,  L_tt L_ttᵀ),    log p(y_t | y_c) = log N(ε_t; 0, 1) − log det L_tt
+through noise at random inputs.
 """
 
 import math
-import warnings
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from synopsis.tasks.base import Batch, Task
+from synopsis.tasks.base import Batch
+from synopsis.tasks.kernels import Hyperparameters, KernelName, covariance
+from synopsis.tasks.oracle import cholesky, exact_oracle
 
-KernelName = Literal["rbf", "matern52", "periodic"]
 PriorName = Literal["code", "text"]
 
 LENGTHS: dict[PriorName, tuple[float, float]] = {"code": (0.1, 0.6), "text": (0.6, 1.0)}
@@ -29,131 +23,6 @@ SCALES = (0.1, 1.0)
 PERIODS = (0.1, 0.5)
 STUDENT_T_FREEDOM = 2.1
 STUDENT_T_LARGEST = 0.15  # of the scale drawn per point when student_t is −1
-WEYL_STEP = 0x9E3779B1  # odd: a bijection modulo 2³²; near 2³² / golden ratio: well spread
-JITTER = 1e-8  # relative to the largest variance, and only after a failure
-
-
-Distance = Float[Tensor, "*batch rows columns"]
-PerTask = Float[Tensor, "*batch 1 1"]
-
-
-# The kernels work in place on their first temporary: large ones cost page faults, not arithmetic.
-def rbf(distance: Distance, length: PerTask, scale: PerTask) -> Distance:
-    """Squared-exponential covariance, s² exp(−d² / 2ℓ²)."""
-    return (distance / length).square_().mul_(-0.5).exp_().mul_(scale.square())
-
-
-def matern52(distance: Distance, length: PerTask, scale: PerTask) -> Distance:
-    """Matérn covariance of smoothness 5/2, s² (1 + r + r²/3) exp(−r) with r = √5 |d| / ℓ."""
-    r = (distance * (math.sqrt(5) / length)).abs_()
-    polynomial = (r / 3).add_(1).mul_(r).add_(1)
-    return r.neg_().exp_().mul_(polynomial).mul_(scale.square())
-
-
-def periodic(distance: Distance, length: PerTask, scale: PerTask, period: PerTask) -> Distance:
-    """Periodic covariance, s² exp(−2 sin²(πd/p) / ℓ²)."""
-    sine = (distance * (math.pi / period)).sin_()
-    return sine.div_(length).square_().mul_(-2).exp_().mul_(scale.square())
-
-
-class Hyperparameters(NamedTuple):
-    """What makes one task's kernel, one value per task; for every kernel all three are drawn."""
-
-    length: Float[Tensor, " batch"]
-    scale: Float[Tensor, " batch"]
-    period: Float[Tensor, " batch"]
-
-
-def covariance(
-    kernel: KernelName, x: Float[Tensor, "batch points"], hyper: Hyperparameters
-) -> Float[Tensor, "batch points points"]:
-    """Covariance of the noiseless function values at ``x``.
-
-    Example:
-        >>> one = torch.ones(1)
-        >>> covariance("rbf", torch.tensor([[0.0, 1.0]]), Hyperparameters(one, one, one))
-        tensor([[[1.0000, 0.6065],
-                 [0.6065, 1.0000]]])
-    """
-    distance = x[:, :, None] - x[:, None, :]
-    length, scale, period = (value[:, None, None] for value in hyper)
-    if kernel == "rbf":
-        return rbf(distance, length, scale)
-    if kernel == "matern52":
-        return matern52(distance, length, scale)
-    return periodic(distance, length, scale, period)
-
-
-def cholesky(
-    matrix: Float[Tensor, "batch points points"],
-) -> Float[Tensor, "batch points points"]:
-    """Lower Cholesky factors of the matrices as they are; jitter only where that fails, and said.
-
-    Returns:
-        The factors. A matrix that fails is tried once more with ``JITTER`` of its largest variance
-        on the diagonal, under a RuntimeWarning; the others are left alone.
-
-    Raises:
-        torch.linalg.LinAlgError: a matrix is not positive definite even so.
-    """
-    factor: Tensor
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    failed = info != 0
-    if not failed.any():
-        return factor
-    warnings.warn(
-        f"{int(failed.sum())} of {len(matrix)} covariance matrices are not positive definite; "
-        f"adding {JITTER:g} of their largest variance to the diagonal",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    variances = matrix.diagonal(dim1=-2, dim2=-1)
-    jitter = failed[:, None] * JITTER * variances.amax(dim=-1, keepdim=True)
-    factor = torch.linalg.cholesky(matrix + torch.diag_embed(jitter.expand_as(variances)))
-    return factor
-
-
-class Oracle(NamedTuple):
-    """The exact prediction of noisy targets given the context, by whoever knows the kernel."""
-
-    mean: Float[Tensor, "batch targets"]
-    stddev: Float[Tensor, "batch targets"]
-    diagonal: Float[Tensor, "batch targets"]  # log-density of each target by itself, nats
-    joint: Float[Tensor, " batch"]  # log-density of all targets together, nats
-
-
-def normal_log_density(
-    y: Float[Tensor, "..."], mean: Float[Tensor, "..."], stddev: Float[Tensor, "..."]
-) -> Float[Tensor, "..."]:
-    """Log-density of ``y`` under independent normal distributions, nats."""
-    return -0.5 * ((y - mean) / stddev).square() - stddev.log() - 0.5 * math.log(2 * math.pi)
-
-
-def exact_oracle(
-    factor: Float[Tensor, "batch points points"], y: Float[Tensor, "batch points"], context: int
-) -> Oracle:
-    """Exact prediction of the last points given the first ``context`` of them.
-
-    Args:
-        factor: lower Cholesky factor of the covariance of ``y``, noise included.
-        y: outputs, context first.
-        context: how many points come before the targets; 0 gives the prior.
-
-    Returns:
-        Means, standard deviations and log-densities of the points after the context.
-
-    Example:
-        >>> oracle = exact_oracle(torch.eye(3)[None], torch.zeros(1, 3), context=1)
-        >>> oracle.diagonal
-        tensor([[-0.9189, -0.9189]])
-    """
-    white = torch.linalg.solve_triangular(factor, y[:, :, None], upper=False)[:, :, 0]
-    cross, own = factor[:, context:, :context], factor[:, context:, context:]
-    mean = (cross @ white[:, :context, None])[:, :, 0]
-    stddev = own.square().sum(dim=-1).sqrt()
-    joint = normal_log_density(white[:, context:], torch.zeros(()), torch.ones(())).sum(dim=-1)
-    joint = joint - own.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-    return Oracle(mean, stddev, normal_log_density(y[:, context:], mean, stddev), joint)
 
 
 class Draw(NamedTuple):
@@ -279,37 +148,6 @@ def student_t_noise(
     if scale == -1:
         return noise * _uniform(shape, (0.0, STUDENT_T_LARGEST), generator)
     return noise * scale
-
-
-def batch_generator(seed: int, index: int) -> Generator:
-    """The generator of batch ``index`` of the set ``seed``, 0 or more.
-
-    torch's CPU generator keeps 32 bits of a seed; within a set no two of 2³² batches share theirs.
-    """
-    origin = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return Generator().manual_seed((origin + WEYL_STEP * index) % 2**32)
-
-
-def evaluation_batches(
-    task: Task, batches: int | Iterable[int], batch_size: int, seed: int
-) -> Iterator[Batch]:
-    """Fixed batches, each from a generator of its own: any of them can be made alone, anywhere.
-
-    Args:
-        task: what to draw from.
-        batches: how many, or the indices of those wanted, in any order.
-        batch_size: tasks per batch; part of what identifies a set.
-        seed: names the set, 0 or more.
-
-    Example:
-        >>> task = GaussianProcessTask()
-        >>> last = [*evaluation_batches(task, 100, 16, seed=0)][99]
-        >>> alone = next(evaluation_batches(task, [99], 16, seed=0))
-        >>> bool((last.yt == alone.yt).all())
-        True
-    """
-    for index in range(batches) if isinstance(batches, int) else batches:
-        yield task.sample(batch_size, batch_generator(seed, index))
 
 
 def _uniform(

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from synopsis.tasks.base import Batch
-from synopsis.tasks.gaussian_process import cholesky, exact_oracle, rbf
+from synopsis.tasks.kernels import rbf
+from synopsis.tasks.oracle import cholesky, exact_oracle
 
 LENGTHS = (0.1, 1.0)
 VARIANCES = (0.1, 1.0)

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from synopsis.tasks.base import Batch
-from synopsis.tasks.gaussian_process import batch_generator, student_t_noise
+from synopsis.tasks.fixed_batches import batch_generator
+from synopsis.tasks.gaussian_process import student_t_noise
 from synopsis.tasks.image_files import (
     IMAGE_SETS,
     ImageSet,

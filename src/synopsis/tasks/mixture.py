@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from synopsis.tasks.base import Batch, Task
-from synopsis.tasks.gaussian_process import cholesky, exact_oracle, matern52, periodic, rbf
+from synopsis.tasks.kernels import matern52, periodic, rbf
+from synopsis.tasks.oracle import cholesky, exact_oracle
 from synopsis.tasks.sawtooth import SawtoothTask
 
 GaussianName = Literal["eq", "matern", "weakly-periodic"]

@@ -11,15 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from synopsis.tasks.gaussian_process import (
-    Draw,
-    GaussianProcessTask,
-    KernelName,
-    PriorName,
-    batch_generator,
-    exact_oracle,
-    normal_log_density,
-)
+from synopsis.tasks.fixed_batches import batch_generator
+from synopsis.tasks.gaussian_process import Draw, GaussianProcessTask, PriorName
+from synopsis.tasks.kernels import KernelName
+from synopsis.tasks.oracle import exact_oracle, normal_log_density
 
 STDDEV_FLOOR = 0.1  # the smallest standard deviation a conditional neural process can predict
 METRICS = ("diagonal", "joint", "floored", "prior only")

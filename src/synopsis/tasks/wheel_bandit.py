@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from synopsis.tasks.base import Batch
-from synopsis.tasks.gaussian_process import batch_generator
+from synopsis.tasks.fixed_batches import batch_generator
 
 ProtocolName = Literal["legacy", "fresh"]
 

@@ -22,7 +22,7 @@ from synopsis.processes.base import Process
 from synopsis.processes.heads import PredictiveDistribution
 from synopsis.processes.joint import JointProcess
 from synopsis.tasks import Batch, Task
-from synopsis.tasks.gaussian_process import evaluation_batches
+from synopsis.tasks.fixed_batches import evaluation_batches
 from synopsis.training.seeds import derived_seed, own_randomness
 
 COVERAGES = (0.5, 0.9)

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from synopsis.states import write_atomic
-from synopsis.tasks.gaussian_process import batch_generator
+from synopsis.tasks.fixed_batches import batch_generator
 from synopsis.training.checkpoint import Checkpoint, CheckpointError
 from synopsis.training.clock import Clock
 from synopsis.training.experiment import Experiment, ExperimentError
