@@ -30,7 +30,10 @@ from synopsis.training import Estimate, Evaluation, TrainingDiverged, evaluate
 from synopsis.training.evaluation import ratio
 from synopsis.training.experiment import JSON, Component
 
-MODELS = ("CMANP", "CMANPAND", "CNP", "LBANP", "TNPD")  # of the default table
+MODELS = ("CMANP", "CMANP-4", "CMANPAND", "CNP", "LBANP", "TNPD")  # of the default table
+FEWER_BLOCKS = {
+    "CMANP-4": 4
+}  # CMANP at about the number of weights and the cost of a step of LBANP
 SHIPPED = "fashion-cmanp"
 BATCH_SIZE = 16
 LATENTS = 32  # of the processes that have latents; published are 128
@@ -40,7 +43,7 @@ _DIAGONAL = ("CMANP", "LBANP", "TNPD", "TNPA", "EQTNP")
 _JOINT = ("CMANPAND", "LBANPND", "TNPND")
 _LATENT = ("CMANP", "CMANPAND", "LBANP", "LBANPND")
 _POOLING = ("CNP", "CANP", "NP", "ANP", "BNP", "BANP")
-ALL = (*_DIAGONAL, *_JOINT, *_POOLING)
+ALL = (*_DIAGONAL, *FEWER_BLOCKS, *_JOINT, *_POOLING)
 
 
 @dataclass(frozen=True)
@@ -145,15 +148,18 @@ def contender(name: str, settings: Settings) -> Contender:
     if name not in ALL:
         raise ValueError(f"unknown model {name!r}; there are {', '.join(ALL)}")
     grey = IMAGE_SETS[settings.dataset].channels == 1
+    model, _, _ = name.partition("-")
     arguments: dict[str, JSON] = {"dim_x": 2, "dim_y": IMAGE_SETS[settings.dataset].channels}
     bounded = "bounded-" if grey else ""  # published: a floor of 0.05 for EMNIST, none for CelebA
-    if name in _POOLING:
+    if model in _POOLING:
         arguments["depths"] = list(EMNIST if grey else CELEBA)
     else:
-        arguments["head"] = f"{bounded}{'cholesky' if name in _JOINT else 'gaussian'}"
-    if name in _LATENT:
+        arguments["head"] = f"{bounded}{'cholesky' if model in _JOINT else 'gaussian'}"
+    if model in _LATENT:
         arguments["latents"] = LATENTS
-    return Contender(name, Component(name, arguments), settings.training)
+    if name in FEWER_BLOCKS:
+        arguments["blocks"] = FEWER_BLOCKS[name]
+    return Contender(name, Component(model, arguments), settings.training)
 
 
 def train_targets(dataset: SetName) -> int:

@@ -7,6 +7,7 @@ from synopsis.reproduction.contenders import RECIPE_IN_WORDS
 from synopsis.reproduction.family import TITLES as MODEL_TITLES
 from synopsis.reproduction.np_images import (
     BATCH_SIZE,
+    FEWER_BLOCKS,
     LATENTS,
     SHIPPED,
     Row,
@@ -137,7 +138,10 @@ def _estimate(estimate: Estimate) -> str:
 
 def title(name: str) -> str:
     """A model as the literature writes it."""
-    return f"CMANP (`{SHIPPED}`, shipped)" if name == SHIPPED else MODEL_TITLES[name]
+    if name == SHIPPED:
+        return f"CMANP (`{SHIPPED}`, shipped)"
+    model, _, blocks = name.partition("-")
+    return f"{MODEL_TITLES[model]}, {blocks} blocks" if blocks else MODEL_TITLES[model]
 
 
 def _notes(rows: Sequence[Row], settings: Settings) -> str:
@@ -150,6 +154,7 @@ def _notes(rows: Sequence[Row], settings: Settings) -> str:
         f"CMANP, CMANP-AND, LBANP and LBANP-ND have {LATENTS} latents, a quarter of the published number: they take "
         "more steps within a budget. All other sizes are the published ones for "
         + ("EMNIST." if grey else "CelebA."),
+        *_fewer(rows),
         "CMANP-AND and the other models with a joint head are scored by the joint density of an image's targets, "
         "divided by their number; the others predict each target by itself, so the two kinds do not compete.",
         _BOUND if grey else _NO_BOUND,
@@ -160,6 +165,15 @@ def _notes(rows: Sequence[Row], settings: Settings) -> str:
         *(f"{title(row.name)}: {row.failure}" for row in rows if row.failure),
     ]
     return "\n".join(f"- {note}" for note in notes)
+
+
+def _fewer(rows: Sequence[Row]) -> list[str]:
+    names = [row.name for row in rows if row.name in FEWER_BLOCKS]
+    return [
+        f"*{title(name)}*: instead of the published 6 of CMANP. Six layers of LBANP have as many weights as about four "
+        "of CMANP's blocks, and a step of training costs as much."
+        for name in names
+    ]
 
 
 _PAGE = """# Image completion: {dataset}
