@@ -151,9 +151,10 @@ _TABLES: dict[str, tuple[str, Callable[[Cost], str]]] = {
 _HEAD = """# What every neural process costs as its context grows
 
 One task of N points, one input, one output, published sizes (and CMANP with 32 latents, as it is shipped), random
-weights, on which costs do not depend; float32, one thread, evaluation mode. Each cell is measured in a process of its
-own: a call's memory first, then its time in further calls. A cell ends when one call takes more than {patience:g} CPU-seconds ("too long") or asks for more than {gib} GiB
-("too much"); longer contexts are then not tried."""
+weights, on which costs do not depend; float32, one thread, evaluation mode. Each cell is measured in a process of
+its own: a call's memory first, then its time in further calls. A cell ends when one call takes more than
+{patience:g} CPU-seconds ("too long") or asks for more than {gib} GiB ("too much"); longer contexts are then not
+tried."""
 
 _TAIL = """- Sampling models answer a query with 50 draws (NP, ANP: of z; BNP, BANP: of bootstrapped contexts; TNP-A: of
   functions, each drawn target by target), as published.
