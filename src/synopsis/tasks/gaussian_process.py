@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from synopsis.tasks.base import Batch
 from synopsis.tasks.kernels import Hyperparameters, KernelName, covariance
+from synopsis.tasks.laws import check_generator, check_settings, integer, uniform
 from synopsis.tasks.oracle import cholesky, exact_oracle
 
 PriorName = Literal["code", "text"]
@@ -105,16 +106,15 @@ class GaussianProcessTask:
 
     def draw(self, batch_size: int, generator: Generator) -> Draw:
         """Draw what ``sample`` hands out, with the hyper-parameters and the covariance's factor."""
-        if generator.device.type != "cpu":
-            raise ValueError(f"generator is on {generator.device}; it must be on the cpu")
+        check_generator(generator)
         dtype = getattr(torch, self.dtype)
         context, targets = self._sizes(generator)
         shape = (batch_size, context + targets)
-        x = _uniform(shape, self.range, generator).to(dtype).double()
+        x = uniform(shape, self.range, generator).to(dtype).double()
         hyper = Hyperparameters(
-            _uniform((batch_size,), LENGTHS[self.prior], generator),
-            _uniform((batch_size,), SCALES, generator),
-            _uniform((batch_size,), PERIODS, generator),
+            uniform((batch_size,), LENGTHS[self.prior], generator),
+            uniform((batch_size,), SCALES, generator),
+            uniform((batch_size,), PERIODS, generator),
         )
         normals = torch.randn(shape, generator=generator, dtype=torch.float64)
         matrix = covariance(self.kernel, x, hyper)
@@ -127,10 +127,10 @@ class GaussianProcessTask:
 
     def _sizes(self, generator: Generator) -> tuple[int, int]:
         largest = self.max_points - self.min_targets - 1
-        context = _integer(self.min_context, largest, generator)
+        context = integer(self.min_context, largest, generator)
         if self.targets is not None:
             return context, self.targets
-        return context, _integer(self.min_targets, self.max_points - 1 - context, generator)
+        return context, integer(self.min_targets, self.max_points - 1 - context, generator)
 
 
 def student_t_noise(
@@ -146,20 +146,8 @@ def student_t_noise(
     radius = (freedom * torch.expm1(-2 / freedom * torch.log1p(-u))).sqrt()
     noise = radius * torch.cos(2 * math.pi * angle)
     if scale == -1:
-        return noise * _uniform(shape, (0.0, STUDENT_T_LARGEST), generator)
+        return noise * uniform(shape, (0.0, STUDENT_T_LARGEST), generator)
     return noise * scale
-
-
-def _uniform(
-    shape: tuple[int, ...], interval: tuple[float, float], generator: Generator
-) -> Float[Tensor, "..."]:
-    low, high = interval
-    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def _integer(low: int, high: int, generator: Generator) -> int:
-    """Uniform over low..high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def _check_task(task: GaussianProcessTask) -> None:
@@ -176,8 +164,6 @@ def _check_task(task: GaussianProcessTask) -> None:
         ("noise", task.noise > 0, "be positive: without noise densities are unbounded"),
         ("range", task.range[0] < task.range[1], "be increasing"),
     )
-    for name, holds, wanted in rules:
-        if not holds:
-            raise ValueError(f"{name} is {getattr(task, name)!r}; it must {wanted}")
+    check_settings(task, rules)
     if task.student_t is not None and task.student_t != -1 and not task.student_t > 0:
         raise ValueError(f"student_t is {task.student_t}; it must be None, positive, or -1")

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from synopsis.tasks.base import Batch
 from synopsis.tasks.kernels import rbf
+from synopsis.tasks.laws import check_generator, check_settings, integer, uniform
 from synopsis.tasks.oracle import cholesky, exact_oracle
 
 LENGTHS = (0.1, 1.0)
@@ -99,15 +100,14 @@ class GaussianProcessNDTask:
 
     def draw(self, batch_size: int, generator: Generator) -> DrawND:
         """Draw what ``sample`` hands out, with ℓ, v and the covariance's factor."""
-        if generator.device.type != "cpu":
-            raise ValueError(f"generator is on {generator.device}; it must be on the cpu")
+        check_generator(generator)
         dtype = getattr(torch, self.dtype)
         context, targets = self._sizes(generator)
         shape = (batch_size, context + targets)
-        x = _uniform((*shape, self.dim_x), self.range, generator).to(dtype).double()
+        x = uniform((*shape, self.dim_x), self.range, generator).to(dtype).double()
         kernels = batch_size if self.hyperparameters == "task" else 1
-        length = _uniform((kernels,), LENGTHS, generator).expand(batch_size)
-        variance = _uniform((kernels,), VARIANCES, generator).expand(batch_size)
+        length = uniform((kernels,), LENGTHS, generator).expand(batch_size)
+        variance = uniform((kernels,), VARIANCES, generator).expand(batch_size)
         normals = torch.randn((*shape, 1), generator=generator, dtype=torch.float64)
         matrix = covariance_nd(x, length, variance)
         matrix.diagonal(dim1=-2, dim2=-1).add_(self.noise**2)
@@ -117,10 +117,10 @@ class GaussianProcessNDTask:
 
     def _sizes(self, generator: Generator) -> tuple[int, int]:
         fewest, fewest_targets, bound = _bounds(self)
-        context = _integer(fewest, bound - fewest_targets - 1, generator)
+        context = integer(fewest, bound - fewest_targets - 1, generator)
         if self.targets is not None:
             return context, self.targets
-        return context, _integer(fewest_targets, bound - context - 1, generator)
+        return context, integer(fewest_targets, bound - context - 1, generator)
 
 
 def covariance_nd(
@@ -155,18 +155,6 @@ def _bounds(task: GaussianProcessNDTask) -> tuple[int, int, int]:
     return context, targets, bound
 
 
-def _uniform(
-    shape: tuple[int, ...], interval: tuple[float, float], generator: Generator
-) -> Float[Tensor, "..."]:
-    low, high = interval
-    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def _integer(low: int, high: int, generator: Generator) -> int:
-    """Uniform over low..high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
 def _check_task(task: GaussianProcessNDTask) -> None:
     if task.dim_x < 1:
         raise ValueError(f"dim_x is {task.dim_x}; it must be 1 or more")
@@ -182,6 +170,4 @@ def _check_task(task: GaussianProcessNDTask) -> None:
         ("noise", task.noise > 0, "be positive: without noise densities are unbounded"),
         ("range", task.range[0] < task.range[1], "be increasing"),
     )
-    for name, holds, wanted in rules:
-        if not holds:
-            raise ValueError(f"{name} is {getattr(task, name)!r}; it must {wanted}")
+    check_settings(task, rules)

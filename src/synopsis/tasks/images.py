@@ -25,6 +25,7 @@ from synopsis.tasks.image_files import (
     SplitName,
     load_images,
 )
+from synopsis.tasks.laws import check_generator, check_settings, integer
 
 STUDENT_T_LARGEST = 0.09  # of the scale drawn per value when student_t is −1
 
@@ -106,7 +107,7 @@ class ImageCompletion:
             FileNotFoundError: the files are not there; says where it looked and how to get them.
             ValueError: the generator is not on the CPU, where seeds mean the same everywhere.
         """
-        _check_generator(generator)
+        check_generator(generator)
         images = torch.randint(len(self._images), (batch_size,), generator=generator)
         return self._random_pixels(images, generator)
 
@@ -163,11 +164,11 @@ class ImageCompletion:
 
     def _sizes(self, generator: Generator) -> tuple[int, int]:
         points = self.max_points or self._set.max_points
-        context = _integer(self.min_context, points - self.min_targets - 1, generator)
+        context = integer(self.min_context, points - self.min_targets - 1, generator)
         if self.targets is not None:
             return context, self.targets
         largest = min(points - context, self.max_targets or points) - 1
-        return context, _integer(self.min_targets, largest, generator)
+        return context, integer(self.min_targets, largest, generator)
 
     def _batch(
         self,
@@ -194,16 +195,6 @@ def _pixel_noise(
     noise = student_t_noise(tuple(y.shape), 1.0, generator)
     scales = torch.rand(y.shape, generator=generator, dtype=torch.float64)
     return (noise * scales * STUDENT_T_LARGEST).float()
-
-
-def _integer(low: int, high: int, generator: Generator) -> int:
-    """Uniform over low..high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
-def _check_generator(generator: Generator) -> None:
-    if generator.device.type != "cpu":
-        raise ValueError(f"generator is on {generator.device}; it must be on the cpu")
 
 
 def _check_task(task: ImageCompletion) -> None:
@@ -234,6 +225,4 @@ def _check_task(task: ImageCompletion) -> None:
             "be None, positive or -1",
         ),
     )
-    for name, holds, wanted in rules:
-        if not holds:
-            raise ValueError(f"{name} is {getattr(task, name)!r}; it must {wanted}")
+    check_settings(task, rules)

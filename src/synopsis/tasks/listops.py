@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from synopsis.tasks.image_files import default_folders
+from synopsis.tasks.laws import check_settings
 from synopsis.tasks.listops_files import LRA_FILES, read_tsv
 from synopsis.tasks.listops_sets import different_expressions, trivial_answers
 from synopsis.tasks.listops_trees import VOCABULARY, Law
@@ -75,9 +76,7 @@ class ListOps(StoredTask):
             ("test", self.test >= 1, "be 1 or more"),
             ("seed", self.seed >= 0, "be 0 or more"),
         )
-        for name, holds, wanted in rules:
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must {wanted}")
+        check_settings(self, rules)
 
     @property
     def length(self) -> int:

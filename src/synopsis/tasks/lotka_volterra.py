@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from synopsis.tasks.base import Batch
+from synopsis.tasks.laws import check_generator, check_settings, integer
 
 ROUNDS = 100  # of simulations in search of histories that are long enough
 TINY = 1e-5  # added to standard deviations, as published
@@ -76,9 +77,7 @@ class LotkaVolterraTask:
             ("max_points", self.max_points > fewest, f"be more than {fewest}"),
             ("events", self.events >= fewest, f"be {fewest} or more"),
         )
-        for name, holds, wanted in rules:
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must {wanted}")
+        check_settings(self, rules)
 
     def sample(self, batch_size: int, generator: Generator) -> Batch:
         """Simulate ``batch_size`` histories; one number of context and of target points for all.
@@ -87,8 +86,7 @@ class LotkaVolterraTask:
             RuntimeError: species die out too soon, again and again.
             ValueError: the generator is not on the CPU, where seeds mean the same everywhere.
         """
-        if generator.device.type != "cpu":
-            raise ValueError(f"generator is on {generator.device}; it must be on the cpu")
+        check_generator(generator)
         histories = self._long_enough(batch_size, generator)
         context, points = self._sizes(int(histories.length.min()), generator)
         keys = torch.rand(histories.time.shape, generator=generator)
@@ -131,8 +129,8 @@ class LotkaVolterraTask:
     def _sizes(self, shortest: int, generator: Generator) -> tuple[int, int]:
         """Number of context points, and of all points."""
         while True:
-            context = _integer(self.min_points, self.max_points - self.min_points - 1, generator)
-            targets = _integer(self.min_points, self.max_points - context - 1, generator)
+            context = integer(self.min_points, self.max_points - self.min_points - 1, generator)
+            targets = integer(self.min_points, self.max_points - context - 1, generator)
             if context + targets <= shortest:
                 return context, context + targets
 
@@ -215,10 +213,9 @@ class HareLynxTask:
 
     def sample(self, batch_size: int, generator: Generator) -> Batch:
         """Shuffle the record ``batch_size`` times; one number of context points for all."""
-        if generator.device.type != "cpu":
-            raise ValueError(f"generator is on {generator.device}; it must be on the cpu")
+        check_generator(generator)
         table = torch.tensor(read_hare_lynx(self.file), dtype=torch.float64)
-        context = _integer(self.min_points, len(table) - self.min_points - 1, generator)
+        context = integer(self.min_points, len(table) - self.min_points - 1, generator)
         order = torch.rand((batch_size, len(table)), generator=generator).argsort(dim=-1)
         rows = table[order]
         return _split(rows[..., :1], rows[..., [2, 1]], context, self.standardise)
@@ -267,8 +264,3 @@ def _standardised(
     stddev = seen.std(dim=1, keepdim=True)
     stddev = torch.where(stddev == 0, 1.0, stddev)
     return (values - seen.mean(dim=1, keepdim=True)) / (stddev + TINY)
-
-
-def _integer(low: int, high: int, generator: Generator) -> int:
-    """Uniform over low..high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))

@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 
 from synopsis.tasks.base import Batch, Task
 from synopsis.tasks.kernels import matern52, periodic, rbf
+from synopsis.tasks.laws import check_generator, check_settings, integer, uniform
 from synopsis.tasks.oracle import cholesky, exact_oracle
 from synopsis.tasks.sawtooth import SawtoothTask
 
@@ -98,9 +99,7 @@ class FixedGaussianProcessTask:
             ("context_range", self.context_range[0] < self.context_range[1], "be increasing"),
             ("target_range", self.target_range[0] < self.target_range[1], "be increasing"),
         )
-        for name, holds, wanted in rules:
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must {wanted}")
+        check_settings(self, rules)
 
     def sample(self, batch_size: int, generator: Generator) -> Batch:
         """Draw ``batch_size`` functions that share one number of context points.
@@ -108,14 +107,13 @@ class FixedGaussianProcessTask:
         Raises:
             ValueError: the generator is not on the CPU, where seeds mean the same everywhere.
         """
-        if generator.device.type != "cpu":
-            raise ValueError(f"generator is on {generator.device}; it must be on the cpu")
-        n = int(torch.randint(self.min_context, self.max_context + 1, (), generator=generator))
+        check_generator(generator)
+        n = integer(self.min_context, self.max_context, generator)
         # Rounded first, so that the oracle is exact for the numbers handed out.
         x = torch.cat(
             [
-                _uniform((batch_size, n), self.context_range, generator),
-                _uniform((batch_size, self.targets), self.target_range, generator),
+                uniform((batch_size, n), self.context_range, generator),
+                uniform((batch_size, self.targets), self.target_range, generator),
             ],
             dim=1,
         ).float()
@@ -178,8 +176,7 @@ class ProcessMixture:
 
     def sample(self, batch_size: int, generator: Generator) -> Batch:
         """Draw a component, then ``batch_size`` functions of it."""
-        if generator.device.type != "cpu":
-            raise ValueError(f"generator is on {generator.device}; it must be on the cpu")
+        check_generator(generator)
         index = int(torch.randint(len(self.components), (), generator=generator))
         return self.component(index).sample(batch_size, generator)
 
@@ -200,10 +197,3 @@ class ProcessMixture:
             context_range=self.context_range,
             target_range=self.target_range,
         )
-
-
-def _uniform(
-    shape: tuple[int, ...], interval: tuple[float, float], generator: Generator
-) -> Float[Tensor, "..."]:
-    low, high = interval
-    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)

@@ -11,6 +11,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from synopsis.tasks.image_files import default_folders
+from synopsis.tasks.laws import check_settings
 from synopsis.tasks.pathfinder_files import original_folder, read_pictures
 from synopsis.tasks.pathfinder_images import Difficulty, Pictures, Side, random_pictures
 from synopsis.tasks.pixel_sets import Intensity, PixelForm, PixelSet, nearest_mean
@@ -78,9 +79,7 @@ class Pathfinder(StoredTask):
             ("test", self.test >= 1, "be 1 or more"),
             ("seed", self.seed >= 0, "be 0 or more"),
         )
-        for name, holds, wanted in rules:
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must {wanted}")
+        check_settings(self, rules)
 
     @property
     def length(self) -> int:

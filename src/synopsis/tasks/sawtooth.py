@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from synopsis.tasks.base import Batch
+from synopsis.tasks.laws import check_generator, check_settings, integer, uniform
 
 FREQUENCIES = (2.0, 4.0)  # per unit of x, divided by √dim_x
 CONTEXT_1D, CONTEXT_PER_INPUT, TARGETS_PER_INPUT = 30, 75, 100
@@ -65,9 +66,7 @@ class SawtoothTask:
             ("context_range", self.context_range[0] < self.context_range[1], "be increasing"),
             ("target_range", self.target_range[0] < self.target_range[1], "be increasing"),
         )
-        for name, holds, wanted in rules:
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must {wanted}")
+        check_settings(self, rules)
 
     def sample(self, batch_size: int, generator: Generator) -> Batch:
         """Draw ``batch_size`` waves that share one number of context points.
@@ -75,14 +74,13 @@ class SawtoothTask:
         Raises:
             ValueError: the generator is not on the CPU, where seeds mean the same everywhere.
         """
-        if generator.device.type != "cpu":
-            raise ValueError(f"generator is on {generator.device}; it must be on the cpu")
-        n = int(torch.randint(self.min_context, self._most + 1, (), generator=generator))
+        check_generator(generator)
+        n = integer(self.min_context, self._most, generator)
         m = TARGETS_PER_INPUT * self.dim_x if self.targets is None else self.targets
         x = torch.cat(
             [
-                _uniform((batch_size, n, self.dim_x), self.context_range, generator),
-                _uniform((batch_size, m, self.dim_x), self.target_range, generator),
+                uniform((batch_size, n, self.dim_x), self.context_range, generator),
+                uniform((batch_size, m, self.dim_x), self.target_range, generator),
             ],
             dim=1,
         ).float()
@@ -102,15 +100,8 @@ class SawtoothTask:
     ) -> Float[Tensor, "batch points 1"]:
         """One wave per task, at its inputs."""
         tasks = (len(x), 1, 1)
-        frequency = _uniform(tasks, FREQUENCIES, generator) / math.sqrt(self.dim_x)
+        frequency = uniform(tasks, FREQUENCIES, generator) / math.sqrt(self.dim_x)
         towards = torch.randn((len(x), self.dim_x, 1), generator=generator, dtype=torch.float64)
         direction = towards / towards.norm(dim=1, keepdim=True)
-        phase = _uniform(tasks, (0.0, 1.0), generator)
+        phase = uniform(tasks, (0.0, 1.0), generator)
         return (frequency * (x @ direction) - phase).remainder(1)
-
-
-def _uniform(
-    shape: tuple[int, ...], interval: tuple[float, float], generator: Generator
-) -> Float[Tensor, "..."]:
-    low, high = interval
-    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Generator, Tensor
 
+from synopsis.tasks.laws import check_generator
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -172,8 +174,7 @@ class StoredTask:
         Raises:
             ValueError: the generator is not on the CPU, where seeds mean the same everywhere.
         """
-        if generator.device.type != "cpu":
-            raise ValueError(f"generator is on {generator.device}; it must be on the cpu")
+        check_generator(generator)
         examples = self.examples("train")
         rows = torch.randint(len(examples), (batch_size,), generator=generator)
         return examples.batch(rows.numpy())

@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 
 from synopsis.tasks.base import Batch
 from synopsis.tasks.fixed_batches import batch_generator
+from synopsis.tasks.laws import check_generator
 
 ProtocolName = Literal["legacy", "fresh"]
 
@@ -179,8 +180,7 @@ class WheelBanditTask:
             ValueError: ``batch_size`` is not 8 in the legacy protocol, or the generator is not on
                 the CPU.
         """
-        if generator.device.type != "cpu":
-            raise ValueError(f"generator is on {generator.device}; it must be on the cpu")
+        check_generator(generator)
         if self.protocol == "legacy" and batch_size != LEGACY_WHEELS:
             raise ValueError(f"batch_size is {batch_size}; the legacy protocol has 8 wheels")
         n, points = self.context, self.context + self.targets
