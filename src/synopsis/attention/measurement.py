@@ -5,25 +5,22 @@ behind, and without the seconds that an import takes. Operating systems without 
 """
 
 import importlib
-import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from synopsis.attention.exact import scaled_dot_product_attention
+from synopsis.attention.forks import END, Forks, say, serve
 from synopsis.attention.resident_memory import measured_call
 
 Method = Literal["standard", "torch", "synopsis", "jax"]
@@ -87,7 +84,7 @@ def is_bearable(cell: Cell) -> bool:
     return cell.pairs <= _LARGEST_STANDARD and 2 * needed <= _available()
 
 
-class FreshProcesses:
+class FreshProcesses(Forks):
     """Measures cells, each in a process of its own; a context manager.
 
     Raises:
@@ -99,21 +96,8 @@ class FreshProcesses:
         24576
     """
 
-    def __enter__(self) -> Self:
-        if not hasattr(os, "fork"):
-            raise OSError("measuring memory needs fork, which this operating system lacks")
-        self._helper = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **_ONE_JAX_THREAD},
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._helper.terminate()
-        self._helper.communicate()
+    def __init__(self) -> None:
+        super().__init__(__name__, _ONE_JAX_THREAD)
 
     def measure(self, cell: Cell, repeats: int = 3) -> Figure | None:
         """The figure of one cell, or None when its process died, usually for lack of memory.
@@ -122,11 +106,8 @@ class FreshProcesses:
             cell: what to run.
             repeats: timed calls, 1 or more; short ones are repeated more often, long ones less.
         """
-        assert self._helper.stdin is not None and self._helper.stdout is not None
-        self._helper.stdin.write(json.dumps({"repeats": repeats, **asdict(cell)}) + "\n")
-        self._helper.stdin.flush()
-        answer = json.loads(self._helper.stdout.readline() or "null")
-        return None if answer is None else Figure(**answer)
+        found = self.ask({"repeats": repeats, **asdict(cell)})
+        return None if found.pop(END) else Figure(**found)
 
 
 _ONE_JAX_THREAD = {
@@ -226,34 +207,13 @@ def _available() -> float:
     return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024.0
 
 
-def _answer(line: str) -> None:
-    """In a forked process: measure one cell and write its figure."""
-    asked = json.loads(line)
+def _measure_asked(asked: dict[str, Any]) -> None:
     repeats = asked.pop("repeats")
-    figure = measure_here(Cell(**asked), repeats)
-    sys.stdout.write(json.dumps(asdict(figure)) + "\n")
-    sys.stdout.flush()
-
-
-def _serve() -> None:
-    """Fork for every line on standard input; a process that dies answers ``null``."""
-    torch.set_num_threads(1)
-    if find_spec("jax"):
-        importlib.import_module("jax")  # takes seconds; no thread is started before the first use
-        warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            try:
-                _answer(line)
-                os._exit(0)
-            except BaseException as error:
-                sys.stderr.write(f"{error!r}\n")
-                os._exit(1)
-        if os.waitpid(child, 0)[1] != 0:
-            sys.stdout.write("null\n")
-            sys.stdout.flush()
+    say(**asdict(measure_here(Cell(**asked), repeats)))
 
 
 if __name__ == "__main__":
-    _serve()
+    if find_spec("jax"):
+        importlib.import_module("jax")  # takes seconds; no thread is started before the first use
+        warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
+    serve(_measure_asked)

@@ -5,20 +5,17 @@ cell left behind can hide in its memory. A cell ends early, and says why, when a
 Operating systems without ``fork`` cannot measure.
 """
 
-import json
-import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
+from synopsis.attention.forks import END, Forks, say, serve
 from synopsis.attention.resident_memory import measured_call
 from synopsis.processes.base import Process, build
 from synopsis.training.experiment import Component
@@ -32,7 +29,6 @@ _ENOUGH_SECONDS, _MOST_CALLS = (
     2000,
 )  # short calls are repeated for their mean: clocks may be coarse
 _COUNTING = 2.0  # a call whose memory is counted takes up to so many times as long
-_TOO_LONG, _TOO_MUCH, _DIED = "time", "memory", "died"
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class Cost:
         return max(self.conditioning.peak, self.kept + self.query.peak)
 
 
-class FreshProcesses:
+class FreshProcesses(Forks):
     """Measures cells, each in a process of its own; a context manager.
 
     Args:
@@ -111,40 +107,18 @@ class FreshProcesses:
     """
 
     def __init__(self, patience: float = PATIENCE, most_bytes: int = MOST_BYTES) -> None:
+        super().__init__(__name__)
         self._limits = {"patience": patience, "most_bytes": most_bytes}
-
-    def __enter__(self) -> Self:
-        if not hasattr(os, "fork"):
-            raise OSError("measuring memory needs fork, which this operating system lacks")
-        self._helper = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._helper.terminate()
-        self._helper.communicate()
 
     def measure(self, cell: Cell) -> Cost:
         """The cost of one cell, as far as it came."""
-        assert self._helper.stdin is not None and self._helper.stdout is not None
-        self._helper.stdin.write(json.dumps({**asdict(cell), **self._limits}) + "\n")
-        self._helper.stdin.flush()
-        found: dict[str, Any] = {}
-        while "end" not in found:
-            line = self._helper.stdout.readline()
-            if not line:
-                raise OSError("the process that measures has died")
-            found |= json.loads(line)
+        found = self.ask({**asdict(cell), **self._limits})
         calls = (found.get(name) for name in ("conditioning", "update", "query"))
         conditioning, update, query = (None if call is None else Call(**call) for call in calls)
-        return Cost(found.get("kept"), conditioning, update, query, found["end"])
+        return Cost(found.get("kept"), conditioning, update, query, found[END])
 
 
+@torch.no_grad()
 def _measure_here(asked: dict[str, Any]) -> None:
     """In a forked process: write what each call costs as soon as it is known."""
     process = _built(asked.pop("process"))
@@ -158,10 +132,10 @@ def _measure_here(asked: dict[str, Any]) -> None:
     limit_memory(asked["most_bytes"])
     patience = asked["patience"]
     state, call = _costs(lambda: process.update(empty, x, y), patience)
-    _say(kept=state.nbytes, conditioning=call)
-    _say(update=_costs(lambda: process.update(state, x1, y1), patience)[1])
+    say(kept=state.nbytes, conditioning=call)
+    say(update=_costs(lambda: process.update(state, x1, y1), patience)[1])
     if asked["query"]:
-        _say(query=_costs(lambda: process.predict(state, xt).mean, patience)[1])
+        say(query=_costs(lambda: process.predict(state, xt).mean, patience)[1])
 
 
 def _built(component: dict[str, Any]) -> Process:
@@ -205,46 +179,5 @@ def limit_memory(most_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _say(**found: Any) -> None:
-    sys.stdout.write(json.dumps(found) + "\n")
-    sys.stdout.flush()
-
-
-def _run(line: str) -> int:
-    """In a forked process: measure one cell, and tell by the exit code how it ended."""
-    try:
-        with torch.no_grad():
-            _measure_here(json.loads(line))
-    except (RuntimeError, MemoryError) as error:
-        if "alloc" in str(error) or isinstance(error, MemoryError):
-            return _EXITS.index(_TOO_MUCH)
-        sys.stderr.write(f"{error!r}\n")
-        return _EXITS.index(_DIED)
-    except BaseException as error:
-        sys.stderr.write(f"{error!r}\n")
-        return _EXITS.index(_DIED)
-    return 0
-
-
-_EXITS = (None, _TOO_MUCH, _DIED)
-
-
-def _ending(status: int) -> str | None:
-    """Why a forked process ended, None when it did all it was asked for."""
-    if os.WIFSIGNALED(status):
-        return _TOO_LONG if os.WTERMSIG(status) == signal.SIGPROF else _DIED
-    return _EXITS[os.WEXITSTATUS(status)]
-
-
-def _serve() -> None:
-    """Fork for every line on standard input; the last line of each answer says how it ended."""
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            os._exit(_run(line))
-        _say(end=_ending(os.waitpid(child, 0)[1]))
-
-
 if __name__ == "__main__":
-    _serve()
+    serve(_measure_here)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from synopsis.attention.forks import is_lack_of_memory
 from synopsis.attention.resident_memory import measured_call
 from synopsis.models import MODELS, Model
 from synopsis.reproduction.costs import GIB, limit_memory, limited
@@ -137,7 +138,7 @@ def _run() -> int:
     try:
         found = _measure_here(json.loads(sys.stdin.read()))
     except (RuntimeError, MemoryError) as error:
-        if "alloc" in str(error) or isinstance(error, MemoryError):
+        if is_lack_of_memory(error):
             return _TOO_MUCH
         raise
     sys.stdout.write(json.dumps(found))
