@@ -10,6 +10,7 @@ from synopsis.training import Experiment
 from synopsis.training.registries import build_task, build_trainee
 from synopsis.training.schedules import learning_rate
 from synopsis.training.trainees import check_suits
+from tests.tolerances import PRINTED_RATE
 
 ROOT = Path(__file__).parent.parent / "experiments"
 LRA = sorted((ROOT / "lra").glob("*.toml"))
@@ -24,7 +25,6 @@ PUBLISHED = {
 NAMES = ("vanilla", "luna", "convluna")
 MODELS = {"retrieval": PairMatcher, "image": PixelClassifier, "pathfinder": PixelClassifier}
 FACTORS = {"text": 5e-3, "listops": 5e-3, "retrieval": 15e-3, "image": 1e-2, "pathfinder": 1e-2}
-DIGITS = 1e-3  # of the learning rates in the files
 
 
 def test_there_is_one_for_each_task_and_model():
@@ -52,7 +52,7 @@ def test_its_learning_rate_is_the_published_one(path):
     factor, warmup = FACTORS[path.stem.partition("-")[0]], training.warmup
     for t in (1, warmup, training.steps):
         expected = factor * min(1, t / warmup) / max(t, warmup) ** 0.5
-        assert learning_rate(t - 1, training) == pytest.approx(expected, rel=DIGITS)
+        assert learning_rate(t - 1, training) == pytest.approx(expected, rel=PRINTED_RATE)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*.toml")), ids=lambda path: path.stem)

@@ -15,10 +15,9 @@ from synopsis.attention.curvature import SecondOrder, double_backward, forward_m
 from synopsis.attention.cutting import Gradients, Inputs
 from synopsis.attention.dropout import Dropout
 from synopsis.attention.rules import Rules
-from tests.tolerances import FLOAT64
+from tests.tolerances import FLOAT32_CURVATURE, FLOAT64
 
 SECOND_ORDER = 10 * FLOAT64  # three products deep, cancelling sums
-FLOAT32_CURVATURE = 1e-4  # float32 against float64, relative to the largest entry
 MEBIBYTE = 2**20
 
 # torch's own rules for forward mode are scripted when first used

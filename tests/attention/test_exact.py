@@ -15,10 +15,9 @@ import synopsis
 from synopsis.attention import cutting, engine, fused
 from synopsis.attention.rules import Rules
 from tests.attention.dense import dense_attention
-from tests.tolerances import FLOAT32, FLOAT64
+from tests.tolerances import FLOAT32, FLOAT64, GRADIENT
 
 attention = synopsis.scaled_dot_product_attention
-GRADIENT = 1e-10  # float64 gradients through a few sums of products
 MEMORY_MIB = 24.0  # beyond inputs, output and gradients, at any length
 
 

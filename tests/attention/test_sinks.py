@@ -37,7 +37,7 @@ def test_a_sink_is_one_more_key_without_value(scale):
     torch.testing.assert_close(found, expected, rtol=FLOAT64, atol=FLOAT64)
     gradients = (torch.autograd.grad(x, (score, sink), upstream) for x in (found, expected))
     for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(ours, theirs, rtol=100 * FLOAT64, atol=100 * FLOAT64)
 
 
 @forward_mode
@@ -81,4 +81,4 @@ def test_a_sink_through_attention():
     inputs = query, key, value, sink
     gradients = (torch.autograd.grad(x, inputs, upstream) for x in (found, expected))
     for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(ours, theirs, rtol=100 * FLOAT64, atol=100 * FLOAT64)

@@ -311,7 +311,9 @@ def test_the_fused_kernel_gives_the_same_summary(keys):
     assert fused.is_trustworthy(), "this torch has no usable kernel; the library works without it"
     summary = fused.fused_summary(query, key, value)
     output, lse = naive(query[0], key[0], value[0], scale=1.0)
-    torch.testing.assert_close(summary.output[0].double(), output, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        summary.output[0].double(), output, rtol=10 * FLOAT32, atol=10 * FLOAT32
+    )
     torch.testing.assert_close(summary.lse[0].double(), lse, rtol=FLOAT32, atol=FLOAT32)
 
 

@@ -14,9 +14,7 @@ from synopsis.cli import reproduce
 from synopsis.tasks.fixed_batches import evaluation_batches
 from synopsis.tasks.gaussian_process import GaussianProcessTask
 from synopsis.tasks.oracle_table import METRICS, PUBLISHED, oracle_row, oracle_table
-from tests.tolerances import FLOAT64
-
-SIGMAS = 5.0  # how far a seeded estimate may lie from its expectation, in standard errors
+from tests.tolerances import FLOAT64, SIGMAS
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from synopsis.diagnostics.cells import effective_rank, mean_cosine, mean_norm
 from tests.diagnostics import naive
-from tests.tolerances import FLOAT64
+from tests.tolerances import FLOAT32, FLOAT64
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(2, 6), st.integers(1, 7))
 
@@ -27,7 +27,7 @@ def test_as_written_out(sizes, seed):
         (effective_rank(vectors), naive.effective_rank),
     ):
         expected = [wanted(one.numpy()) for one in vectors]
-        assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert found.tolist() == pytest.approx(expected, rel=1e3 * FLOAT64, abs=1e3 * FLOAT64)
     assert torch.allclose(
         mean_norm(vectors), vectors.square().sum(-1).sqrt().mean(-1), rtol=FLOAT64
     )
@@ -38,13 +38,15 @@ def test_scale_and_order_do_not_matter(sizes, seed, scale):
     vectors = drawn(sizes, seed)
     other = scale * vectors.flip(1)
     for statistic in (mean_cosine, effective_rank):
-        assert torch.allclose(statistic(vectors), statistic(other), rtol=1e-9, atol=1e-9)
+        assert torch.allclose(
+            statistic(vectors), statistic(other), rtol=1e3 * FLOAT64, atol=1e3 * FLOAT64
+        )
 
 
 def test_a_collapsed_memory_has_cosine_1_and_rank_1():
     vectors = torch.randn(2, 1, 8).expand(-1, 7, -1)
     assert torch.allclose(mean_cosine(vectors), torch.ones(2).double(), atol=FLOAT64)
-    assert torch.allclose(effective_rank(vectors), torch.ones(2).double(), atol=1e-6)
+    assert torch.allclose(effective_rank(vectors), torch.ones(2).double(), atol=FLOAT32)
     assert mean_cosine(vectors, centred=True).isnan().all()  # nothing but rounding is left
     nearly = vectors * (1 + torch.finfo(torch.float32).eps * torch.randint(-1, 2, (2, 7, 1)))
     assert mean_cosine(nearly, centred=True).isnan().all()

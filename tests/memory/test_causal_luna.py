@@ -12,7 +12,7 @@ from synopsis.memory.causal_luna import CausalLuna, CausalLunaLayer, CausalLunaS
 from synopsis.states import State
 from tests import reference
 from tests.reference import below, linear
-from tests.tolerances import FLOAT64, STATE
+from tests.tolerances import FLOAT32, FLOAT64, STATE
 
 DIM, HEADS = 8, 2
 VALUES = pytest.mark.parametrize("values", ["own", "key"])
@@ -84,7 +84,9 @@ def test_all_three_evaluations_are_the_definition(values, activation, cells):
     for stream in range(2):
         expected = naive(made, x[stream].numpy(), memory[stream].numpy(), activation)
         for found in answers:
-            np.testing.assert_allclose(found[stream].detach(), expected, rtol=1e-10, atol=1e-10)
+            np.testing.assert_allclose(
+                found[stream].detach(), expected, rtol=100 * FLOAT64, atol=100 * FLOAT64
+            )
 
 
 @settings(max_examples=25, deadline=None)
@@ -176,7 +178,9 @@ def test_a_step_after_a_billion_items_still_counts():
         )
         _, after = made.step(grown, x[:, 0])
         _, first = made.step(made.init(memory), x[:, 0])
-    torch.testing.assert_close(after.keys - grown.keys, first.keys, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        after.keys - grown.keys, first.keys, rtol=100 * FLOAT32, atol=10 * FLOAT32
+    )
 
 
 @pytest.mark.parametrize("bad", [{"heads": 3}, {"values": "input"}, {"activation": "relu"}])

@@ -147,7 +147,7 @@ def test_one_item_repeated_stays_itself():
     once = absorb(memory, x).summary
     torch.testing.assert_close(state.summary.output, once.output, rtol=FLOAT32, atol=FLOAT32)
     grown = state.summary.lse - math.log(10_000)
-    torch.testing.assert_close(grown, once.lse, rtol=0.0, atol=1e-9)
+    torch.testing.assert_close(grown, once.lse, rtol=0.0, atol=1e3 * FLOAT64)
 
 
 @RESIDUALS

@@ -64,7 +64,7 @@ def test_the_stream_in_any_pieces_is_the_layer(m):
     for places in order.split(6):
         state = made.update(state, x[:, places], mask[:, places])
     found = made.read(state, x).masked_fill(~mask.unsqueeze(-1), 0.0)
-    torch.testing.assert_close(found, made(x, None, mask)[0], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(found, made(x, None, mask)[0], rtol=10 * FLOAT64, atol=10 * FLOAT64)
 
 
 def test_the_stream_has_the_gradients_of_the_layer():
@@ -76,7 +76,7 @@ def test_the_stream_has_the_gradients_of_the_layer():
     found = torch.autograd.grad(made.read(state, x).square().sum(), weights)
     expected = torch.autograd.grad(made(x)[0].square().sum(), weights)
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(one, other, rtol=1e3 * FLOAT64, atol=1e3 * FLOAT64)
 
 
 def test_pack_and_unpack_are_seen_by_hooks():

@@ -100,7 +100,9 @@ def test_streams_of_unequal_length_are_as_each_alone(name):
             expected = made.read(fold(made, alone), question[stream : stream + 1])
             found = made.read(state, question)
         for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one[stream], other[0], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                one[stream], other[0], rtol=100 * FLOAT64, atol=100 * FLOAT64
+            )
 
 
 def fold_on(made, state, x):
@@ -134,7 +136,7 @@ def test_streaming_has_the_gradients_of_the_layer(name):
         for pair in (streamed, whole)
     )
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(one, other, rtol=1e4 * FLOAT64, atol=100 * FLOAT64)
 
 
 @EACH

@@ -104,7 +104,7 @@ def test_the_vmf_penalty_is_the_published_one():
         [(z @ r) / r.norm() for b in drawn for z, r in zip(b, made.prior, strict=True)]
     )
     expected = (1.0 - cosine).mean() + (made.prior.norm(dim=-1) - 1.0).square().mean()
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found, expected, rtol=100 * FLOAT64, atol=100 * FLOAT64)
     assert VonMisesFisherLunaLayer(DIM, HEADS, 12, 5).prior.norm(dim=-1).allclose(torch.ones(5))
 
 
@@ -144,7 +144,9 @@ def test_the_weight_grows_as_published():
     annealing, one = Annealing(1.5e-4), torch.ones((), dtype=torch.float64)
     assert annealing(one).item() == pytest.approx(1.0 / (1.0 + math.exp(6.25)), rel=FLOAT64)
     annealing.steps.fill_(60_000)
-    assert annealing(one).item() == pytest.approx(1.0 / (1.0 + math.exp(6.25 - 9.0)), rel=1e-9)
+    assert annealing(one).item() == pytest.approx(
+        1.0 / (1.0 + math.exp(6.25 - 9.0)), rel=1e3 * FLOAT64
+    )
 
 
 @EACH

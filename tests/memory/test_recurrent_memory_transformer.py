@@ -9,8 +9,7 @@ from synopsis.testing import MEMORY_CHECKS, Subject
 from tests.memory import naive
 from tests.memory.naive import ATTENTION, DIM, FEEDFORWARD, HEADS, HIDDEN, NORM, draw, lively
 from tests.reference import below, enliven, float64_weights
-
-CLOSE = 1e-10  # float64 through several segments and layers, relative
+from tests.tolerances import GRADIENT
 
 
 def recurrence(m=3, segment=4) -> RecurrentMemory:
@@ -34,14 +33,18 @@ def test_the_recurrence_is_its_formula(length, m):
     weights = float64_weights(made)
     for stream in range(2):
         expected = twin(weights, x[stream].numpy(), weights["initial"], 4)
-        np.testing.assert_allclose(found[stream].detach(), expected[0], rtol=CLOSE, atol=CLOSE)
-        np.testing.assert_allclose(memory[stream].detach(), expected[1], rtol=CLOSE, atol=CLOSE)
+        np.testing.assert_allclose(
+            found[stream].detach(), expected[0], rtol=GRADIENT, atol=GRADIENT
+        )
+        np.testing.assert_allclose(
+            memory[stream].detach(), expected[1], rtol=GRADIENT, atol=GRADIENT
+        )
 
 
 @pytest.mark.parametrize("m", [0, 1, 3])
 def test_pads_do_not_matter(m):
     mask, memory = naive.ragged(4, 11), draw(4, m, DIM, seed=1)
-    naive.assert_pads_do_not_matter(recurrence(m), draw(4, 11, DIM), memory, mask, CLOSE)
+    naive.assert_pads_do_not_matter(recurrence(m), draw(4, 11, DIM), memory, mask, GRADIENT)
 
 
 @pytest.mark.parametrize("check", MEMORY_CHECKS, ids=lambda check: check.__name__)
@@ -57,7 +60,7 @@ def test_reading_is_one_more_segment():
     _, memory = twin(weights, x[0].numpy(), weights["initial"], 4)
     expected, _ = twin(weights, asked[0].numpy(), memory, 4)
     found = made.read(state, asked)[0].detach()
-    np.testing.assert_allclose(found, expected, rtol=CLOSE, atol=CLOSE)
+    np.testing.assert_allclose(found, expected, rtol=GRADIENT, atol=GRADIENT)
     assert state.filled.tolist() == [2]
 
 

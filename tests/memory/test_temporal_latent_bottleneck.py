@@ -11,8 +11,7 @@ from synopsis.testing import MEMORY_CHECKS, Subject
 from tests.memory import naive
 from tests.memory.naive import DIM, FEEDFORWARD, HEADS, HIDDEN, NORM, draw, lively
 from tests.reference import below, enliven, float64_weights
-
-CLOSE = 1e-10  # float64 through several chunks and layers, relative
+from tests.tolerances import GRADIENT
 
 
 def bottleneck(m=3, segment=4, **options) -> TemporalLatentBottleneck:
@@ -53,20 +52,24 @@ def test_the_bottleneck_is_its_formula(length, m):
     for stream in range(2):
         start = np.zeros((m, DIM))
         expected = twin(float64_weights(made), x[stream].numpy(), start, 4)
-        np.testing.assert_allclose(found[stream].detach(), expected[0], rtol=CLOSE, atol=CLOSE)
-        np.testing.assert_allclose(state[stream].detach(), expected[1], rtol=CLOSE, atol=CLOSE)
+        np.testing.assert_allclose(
+            found[stream].detach(), expected[0], rtol=GRADIENT, atol=GRADIENT
+        )
+        np.testing.assert_allclose(
+            state[stream].detach(), expected[1], rtol=GRADIENT, atol=GRADIENT
+        )
 
 
 @pytest.mark.parametrize(("length", "dim"), [(5, 8), (3, 7), (1, 1), (0, 4)])
 def test_positions_are_sines_and_cosines_in_turn(length, dim):
     x = torch.zeros(2, length, dim, dtype=torch.float64)
-    np.testing.assert_allclose(sinusoids(x), positions(x[0].numpy()), rtol=CLOSE, atol=CLOSE)
+    np.testing.assert_allclose(sinusoids(x), positions(x[0].numpy()), rtol=GRADIENT, atol=GRADIENT)
 
 
 @pytest.mark.parametrize("m", [1, 3])
 def test_pads_do_not_matter(m):
     mask, memory = naive.ragged(4, 11), draw(4, m, DIM, seed=1)
-    naive.assert_pads_do_not_matter(bottleneck(m), draw(4, 11, DIM), memory, mask, CLOSE)
+    naive.assert_pads_do_not_matter(bottleneck(m), draw(4, 11, DIM), memory, mask, GRADIENT)
 
 
 @pytest.mark.parametrize("check", MEMORY_CHECKS, ids=lambda check: check.__name__)
@@ -82,7 +85,7 @@ def test_reading_is_one_more_chunk():
     _, memory = twin(weights, x[0].numpy(), np.zeros((3, DIM)), 4)
     expected, _ = twin(weights, asked[0].numpy(), memory, 4)
     found = made.read(state, asked)[0].detach()
-    np.testing.assert_allclose(found, expected, rtol=CLOSE, atol=CLOSE)
+    np.testing.assert_allclose(found, expected, rtol=GRADIENT, atol=GRADIENT)
 
 
 def test_the_number_of_parameters():

@@ -11,11 +11,10 @@ from synopsis.tasks import Batch
 from synopsis.tasks.gaussian_process import GaussianProcessTask
 from synopsis.testing import PROCESS_CHECKS, Subject
 from tests.reference import enliven
-from tests.tolerances import FLOAT64, PREDICTION
+from tests.tolerances import FLOAT64, PREDICTION, UNTRAINED
 
 SMALL = {"dim_x": 2, "dim": 16, "heads": 4, "blocks": 2, "latents": 6}
 CLOSE = {"rtol": 10 * PREDICTION, "atol": 10 * PREDICTION}  # of log-densities, sums of squares
-NEAR = 0.01  # nats per target between the regressions and a process before training
 NAN = float("nan")
 
 
@@ -80,9 +79,9 @@ def test_before_training_it_is_the_regressions_joint_posterior():
     process = AnchoredCMANPAND(dim_x=1).eval()
     found = process.log_likelihood(task) / 32
     expected = regressions(process, task)
-    assert (found - expected).abs().max() < NEAR
+    assert (found - expected).abs().max() < UNTRAINED
     marginal = process(task.xc, task.yc, task.xt).marginals.log_prob(task.yt.double()).mean()
-    assert found.mean() > marginal + 10 * NEAR  # together is more than each by itself
+    assert found.mean() > marginal + 10 * UNTRAINED  # together is more than each by itself
 
 
 def test_with_a_silent_network_nothing_but_the_floor_differs():
@@ -93,7 +92,9 @@ def test_with_a_silent_network_nothing_but_the_floor_differs():
                 parameter.zero_()
     process.head.floor = 0.0
     found = process.log_likelihood(task) / 7
-    torch.testing.assert_close(found, regressions(process, task), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        found, regressions(process, task), rtol=1e3 * FLOAT64, atol=1e3 * FLOAT64
+    )
 
 
 def test_the_network_moves_mean_gate_noise_and_factor_in_units_of_the_anchor():
@@ -181,11 +182,13 @@ def test_targets_may_come_in_any_order():
     process, task = small().double(), doubled(some())
     turned = replace(task, xt=task.xt[:, order], yt=task.yt[:, order])
     nats, again = (process.log_likelihood(t) for t in (task, turned))
-    torch.testing.assert_close(again, nats, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(again, nats, rtol=1e4 * FLOAT64, atol=1e4 * FLOAT64)
     one, other = (process(t.xc, t.yc, t.xt) for t in (task, turned))
     torch.testing.assert_close(other.mean, one.mean[:, order], rtol=FLOAT64, atol=FLOAT64)
     whole = one.covariance_matrix[:, order][:, :, order]
-    torch.testing.assert_close(other.covariance_matrix, whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        other.covariance_matrix, whole, rtol=1e3 * FLOAT64, atol=1e3 * FLOAT64
+    )
 
 
 def test_targets_may_repeat():
@@ -194,9 +197,13 @@ def test_targets_may_repeat():
     predicted = process(task.xc, task.yc, xt)
     covariance = predicted.covariance_matrix
     expected = MultivariateNormal(predicted.mean[..., 0], covariance).log_prob(yt[..., 0])
-    torch.testing.assert_close(predicted.log_prob(yt), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        predicted.log_prob(yt), expected, rtol=1e4 * FLOAT64, atol=1e4 * FLOAT64
+    )
     apart = covariance - torch.diag_embed(predicted.own[..., 0].square())
-    torch.testing.assert_close(apart, apart[:, :1, :1].expand_as(apart), rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(
+        apart, apart[:, :1, :1].expand_as(apart), rtol=1e4 * FLOAT64, atol=0.0
+    )
 
 
 def test_the_state_is_of_one_size_and_goes_through_the_disk():

@@ -11,7 +11,7 @@ from synopsis.tasks import Batch
 from synopsis.tasks.gaussian_process import GaussianProcessTask
 from synopsis.testing import PROCESS_CHECKS, Subject
 from tests.reference import enliven
-from tests.tolerances import PREDICTION
+from tests.tolerances import FLOAT64, PREDICTION
 
 SMALL = {"dim": 16, "heads": 4, "blocks": 2, "latents": 6}
 CLOSE = {"rtol": 10 * PREDICTION, "atol": 10 * PREDICTION}  # of log-densities, sums of squares
@@ -151,7 +151,7 @@ def test_targets_may_come_in_any_order_within_a_block_of_the_low_rank_head():
             )
             for t in (task, turned)
         ]
-        agree = torch.allclose(*pair, rtol=1e-8, atol=1e-8)
+        agree = torch.allclose(*pair, rtol=1e4 * FLOAT64, atol=1e4 * FLOAT64)
         assert agree is (head == "low-rank")  # the papers' covariance depends on the order
 
 

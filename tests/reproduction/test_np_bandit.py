@@ -22,10 +22,9 @@ from synopsis.reproduction.np_bandit_page import markdown
 from synopsis.reproduction.np_bandit_pictures import draw
 from synopsis.tasks.fixed_batches import batch_generator
 from synopsis.tasks.wheel_bandit import WheelBandit
-from tests.tolerances import FLOAT32, FLOAT64
+from tests.tolerances import FLOAT32, FLOAT64, SIGMAS
 
 BUDGET = 0.5  # CPU-seconds: some ten steps
-SIGMAS = 5.0  # how far a seeded estimate may lie from its expectation, in standard errors
 
 
 class Known:

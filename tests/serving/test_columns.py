@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from synopsis.serving.columns import InputSpec, LagBuffer, RowEncoder
 from synopsis.serving.records import InputError, Record
 from synopsis.serving.rows import open_table
+from tests.tolerances import FLOAT64
 
 YEAR = 365.2425  # days
 
@@ -101,7 +102,7 @@ def test_numbers_phases_and_y():
     e = encoder("x", "d:day", "d:week")
     inputs, y = e.encode(row("3.5", "-1e3", "2012-01-02T06:00"))
     week = 2 * math.pi * 0.25 / 7
-    assert inputs == pytest.approx([-1000, 1, 0, math.sin(week), math.cos(week)], abs=1e-12)
+    assert inputs == pytest.approx([-1000, 1, 0, math.sin(week), math.cos(week)], abs=FLOAT64)
     assert y == 3.5
 
 

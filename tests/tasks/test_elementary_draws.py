@@ -3,8 +3,7 @@ import torch
 from scipy import stats
 
 from synopsis.tasks.elementary_draws import by_kind, choose, log_uniform, student_t
-
-UNLIKELY = 1e-4  # a true hypothesis is rejected this often; seeds are fixed
+from tests.tolerances import UNLIKELY
 
 
 @pytest.mark.parametrize("freedom", [2.5, 3.0, 10.0])

@@ -16,12 +16,10 @@ from synopsis.tasks.fixed_batches import batch_generator, evaluation_batches
 from synopsis.tasks.gaussian_process import GaussianProcessTask, student_t_noise
 from synopsis.tasks.kernels import Hyperparameters, covariance
 from synopsis.tasks.oracle import cholesky, exact_oracle
-from tests.tolerances import FLOAT32, FLOAT64
+from tests.tolerances import FLOAT32, FLOAT64, SIGMAS, SOLVE
 
 KERNELS = ("rbf", "matern52", "periodic")
 PRIORS = ("code", "text")
-SOLVE = 1e-8  # float64 solves of matrices of condition up to 10⁵, relative
-SIGMAS = 5.0  # how far a seeded estimate may lie from its expectation, in standard errors
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -10,10 +10,8 @@ from torch.distributions import MultivariateNormal, Normal
 
 from synopsis.tasks import Task
 from synopsis.tasks.gaussian_process_nd import GaussianProcessNDTask, covariance_nd
-from tests.tolerances import FLOAT32, FLOAT64
+from tests.tolerances import FLOAT32, FLOAT64, SIGMAS, SOLVE
 
-SOLVE = 1e-8  # float64 solves of matrices of condition up to 10⁵, relative
-SIGMAS = 5.0  # how far a seeded estimate may lie from its expectation, in standard errors
 SMALL = {"min_context": 3, "min_targets": 3, "max_points": 20}
 
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from synopsis.tasks import Task, images
 from synopsis.tasks.image_files import IMAGE_SETS
 from synopsis.tasks.images import ImageCompletion
-from tests.tolerances import FLOAT32
+from tests.tolerances import FLOAT32, SIGMAS
 
-SIGMAS = 5.0  # how far a seeded estimate may lie from its expectation, in standard errors
 COUNT = 7  # images in the sets below
 
 

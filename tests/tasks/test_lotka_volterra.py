@@ -8,9 +8,8 @@ from scipy import stats
 
 from synopsis.tasks import Task, lotka_volterra
 from synopsis.tasks.lotka_volterra import HareLynxTask, LotkaVolterraTask, read_hare_lynx
-from tests.tolerances import FLOAT32, PREDICTION
+from tests.tolerances import FLOAT32, PREDICTION, SIGMAS
 
-SIGMAS = 5.0  # how far a seeded estimate may lie from its expectation, in standard errors
 STEPS = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]]).double()
 RATES = (0.01, 0.5, 1.0, 0.01)
 

@@ -9,10 +9,8 @@ from torch.distributions import MultivariateNormal, Normal
 from synopsis.tasks import Task
 from synopsis.tasks.mixture import FixedGaussianProcessTask, ProcessMixture, fixed_covariance
 from synopsis.tasks.sawtooth import SawtoothTask
-from tests.tolerances import FLOAT64
+from tests.tolerances import FLOAT64, SIGMAS, SOLVE
 
-SOLVE = 1e-8  # float64 solves of matrices of condition up to 10³, relative
-SIGMAS = 5.0  # how far a seeded estimate may lie from its expectation, in standard errors
 KERNELS = ("eq", "matern", "weakly-periodic")
 
 

@@ -8,6 +8,7 @@ from synopsis.tasks.pathfinder import Pathfinder
 from synopsis.tasks.token_sets import save_arrays
 from tests.tasks.sequence_checks import check_task, rows
 from tests.tasks.test_pathfinder_files import write
+from tests.tolerances import FLOAT32
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def test_is_a_sequence_task(tmp_path, pixels):
 def test_values_and_ids_are_the_same_pixels(tmp_path):
     values = next(small(tmp_path).batches("test", 8)).values
     ids = next(small(tmp_path, pixels="ids").batches("test", 8)).tokens
-    assert np.allclose((values.numpy() * 0.5 + 0.5) * 255, ids.numpy(), atol=1e-3)
+    assert np.allclose((values.numpy() * 0.5 + 0.5) * 255, ids.numpy(), atol=1e3 * FLOAT32)
 
 
 def test_kept_parts_are_read_and_their_beginning_is_given(tmp_path):

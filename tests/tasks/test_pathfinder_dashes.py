@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from synopsis.tasks.pathfinder_dashes import Stroke, collides, dashes, disc_picture
+from tests.tolerances import FLOAT32
 
 STROKES = [Stroke(2, 0.5, 1), Stroke(5, 1.0, 1), Stroke(5, 1.5, 3)]
 
@@ -60,7 +61,7 @@ def test_collisions():
 @pytest.mark.parametrize("radius", [1.5, 2.5, 3.0])
 def test_discs_are_round_and_of_their_size(radius):
     disc = disc_picture(radius)
-    assert np.allclose(disc, disc.T, atol=1e-6)
-    assert np.allclose(disc, disc[::-1], atol=1e-6)
+    assert np.allclose(disc, disc.T, atol=FLOAT32)
+    assert np.allclose(disc, disc[::-1], atol=FLOAT32)
     assert disc[len(disc) // 2, len(disc) // 2] > 0.95
     assert abs(disc.sum() - np.pi * radius**2) < 0.15 * np.pi * radius**2

@@ -5,10 +5,7 @@ import torch
 from scipy import stats
 
 from synopsis.tasks.random_inputs import MARGINALS, Role, _phase, _walks, filtered, random_inputs
-from tests.tolerances import FLOAT64
-
-UNLIKELY = 1e-4
-ROUNDING = 1e-5  # float32 sines of angles up to 50
+from tests.tolerances import FLOAT64, SINE_ROUNDING, UNLIKELY
 
 
 @pytest.mark.parametrize(
@@ -58,7 +55,7 @@ def test_phases_are_pairs_on_the_unit_circle():
     generator = torch.Generator().manual_seed(0)
     x, _ = random_inputs(generator, roles, 200, torch.ones(30, dtype=torch.bool))
     radius = x[..., 0].square() + x[..., 2].square()
-    torch.testing.assert_close(radius, torch.ones(30, 200), rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(radius, torch.ones(30, 200), rtol=SINE_ROUNDING, atol=SINE_ROUNDING)
     assert x[..., 3].abs().max() <= 1 < x[..., 1].abs().max()
 
 

@@ -10,8 +10,7 @@ from synopsis.tasks.random_noise import (
     autoregression,
     outliers,
 )
-
-RECURSION = 1e-5  # float32 values of order ten
+from tests.tolerances import RECURSION
 
 
 @pytest.mark.parametrize("name", NOISES)

@@ -9,9 +9,7 @@ from synopsis.tasks.random_inputs import LAGS, PHASES, Role, is_among
 from synopsis.tasks.random_noise import NOISES
 from synopsis.tasks.regression_prior import INPUT_WEIGHTS, Recipe, RegressionPrior
 from synopsis.tasks.warmup import LARGEST
-
-UNLIKELY = 1e-4
-ROUNDING = 2e-3  # float32, the offset of a drifting stream against the spread of its first rows
+from tests.tolerances import DRIFT_ROUNDING, FLOAT32, UNLIKELY
 
 
 def _rows(batch):
@@ -85,13 +83,13 @@ def test_first_rows_are_standardised(drawn):
         for task, rows in enumerate(recipe.warmup.tolist()):
             scaled = ~is_among(recipe.roles[task], (Role.ABSENT, *PHASES, *LAGS))
             first = torch.cat([x[task, :rows, scaled], y[task, :rows]], -1)
-            assert first.mean(0).abs().max() < ROUNDING
+            assert first.mean(0).abs().max() < DRIFT_ROUNDING
             deviation = first.std(0, correction=0)
             # Below one only where the scale is floored, or the column was constant so far.
             whole = torch.cat([x[task][:, scaled], y[task]], -1).std(0, correction=0)
             free = (deviation > 0) & (whole < 49)
-            assert (deviation < 1 + ROUNDING).all()
-            assert ((deviation[free] - 1).abs() < ROUNDING).all()
+            assert (deviation < 1 + DRIFT_ROUNDING).all()
+            assert ((deviation[free] - 1).abs() < DRIFT_ROUNDING).all()
             checked += int(free.sum())
     assert checked > 5000
 
@@ -145,7 +143,7 @@ def test_lags_are_past_outputs_in_the_units_of_the_output(drawn):
         for role, back in ((Role.LAG_1, 1), (Role.LAG_2, 2)):
             for task, column in (recipe.roles == role).nonzero().tolist():
                 torch.testing.assert_close(
-                    x[task, back:, column], y[task, :-back, 0], rtol=1e-6, atol=1e-6
+                    x[task, back:, column], y[task, :-back, 0], rtol=FLOAT32, atol=FLOAT32
                 )
                 seen[role] += 1
     assert seen[Role.LAG_1] > 200 and seen[Role.LAG_2] > 50

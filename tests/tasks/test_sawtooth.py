@@ -9,9 +9,7 @@ from scipy import stats
 
 from synopsis.tasks import Task
 from synopsis.tasks.sawtooth import SawtoothTask
-
-SIGMAS = 5.0  # how far a seeded estimate may lie from its expectation, in standard errors
-SLOPE = 1e-4  # of waves seen through float32 values at points 0.01 apart
+from tests.tolerances import SIGMAS, SLOPE
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -14,9 +14,8 @@ from synopsis.tasks.wheel_bandit import (
     legacy_training_wheels,
     legacy_wheel,
 )
-from tests.tolerances import FLOAT32
+from tests.tolerances import FLOAT32, SIGMAS
 
-SIGMAS = 5.0  # how far a seeded estimate may lie from its expectation, in standard errors
 # δ, contexts outside, expected uniform regret, regret of always arm 0; n = 2000. Measured by
 # running the published code; the second figure at 0.9 is 14,634.51.
 PUBLISHED = [

@@ -15,9 +15,7 @@ from synopsis.training.learner import (
     TrainingDiverged,
 )
 from synopsis.training.pieces import pieces
-from tests.tolerances import FLOAT32, FLOAT64
-
-BFLOAT16 = 0.05  # losses of order one under autocast
+from tests.tolerances import AUTOCAST, FLOAT32, FLOAT64
 
 
 def small() -> CMANP:
@@ -66,14 +64,14 @@ def test_steps_are_those_of_torchs_plain_adamw(clip, weight_decay):
         gradients = torch.autograd.grad(loss, list(naive.parameters()))
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
         shrink = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
-        assert value == pytest.approx(loss.item(), rel=1e-9)
+        assert value == pytest.approx(loss.item(), rel=1e3 * FLOAT64)
         with torch.no_grad():
             for p, g, m, v in zip(naive.parameters(), gradients, first, second, strict=True):
                 m += (1 - 0.8) * (g * shrink - m)
                 v += (1 - 0.95) * ((g * shrink) ** 2 - v)
                 p *= 1 - rate * (weight_decay if p.ndim >= 2 else 0)
                 p -= rate * (m / (1 - 0.8**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
-    assert torch.allclose(flat(process), flat(naive), rtol=1e-7, atol=1e-9)
+    assert torch.allclose(flat(process), flat(naive), rtol=FLOAT32 / 10, atol=1e3 * FLOAT64)
 
 
 def test_moving_average_is_the_naive_one():
@@ -179,7 +177,7 @@ def test_bfloat16_keeps_float32_weights():
     AcceleratorState._reset_state()
     reference = exact.loss(batch()).item()
     assert loss != reference
-    assert loss == pytest.approx(reference, abs=BFLOAT16)
+    assert loss == pytest.approx(reference, abs=AUTOCAST)
     assert all(p.dtype == torch.float32 for p in process.parameters())
 
 

@@ -9,8 +9,7 @@ from torch import nn
 from synopsis.processes import CMANP
 from synopsis.training.experiment import Training
 from synopsis.training.optimizers import MUON_NARROWEST, BatchedMuon, build_optimizers
-
-BFLOAT16 = 0.02  # torch's Muon orthogonalises in bfloat16
+from tests.tolerances import MUON_BFLOAT16
 
 
 def process() -> CMANP:
@@ -64,7 +63,7 @@ def test_a_first_step_of_muon_turns_the_gradient_into_a_rotation():
     muon.step()
     step = before - layer.weight.detach()
     values = torch.linalg.svdvals(step / 0.1)
-    assert float(values.min()) > 0.5 - BFLOAT16 and float(values.max()) < 1.3 + BFLOAT16
+    assert float(values.min()) > 0.5 - MUON_BFLOAT16 and float(values.max()) < 1.3 + MUON_BFLOAT16
     assert float((step * layer.weight.grad).sum()) > 0
 
 
@@ -102,7 +101,7 @@ def test_muon_on_all_matrices_of_a_shape_at_a_time_is_torchs(options):
     for found, expected, start in zip(ours, theirs, matrices(0), strict=True):
         moved = (expected - start).norm()
         assert moved > 0.1
-        assert (found - expected).norm() < BFLOAT16 * moved
+        assert (found - expected).norm() < MUON_BFLOAT16 * moved
 
 
 def test_muon_goes_on_from_torchs_state_and_torchs_from_ours():
@@ -117,7 +116,7 @@ def test_muon_goes_on_from_torchs_state_and_torchs_from_ours():
     for optimizer, part in zip(second, parts, strict=True):
         walk(optimizer, part, range(2, 4))
     for a, b, start in zip(*parts, matrices(0), strict=True):
-        assert (a - b).norm() < BFLOAT16 * (a - start).norm()
+        assert (a - b).norm() < MUON_BFLOAT16 * (a - start).norm()
 
 
 def test_a_closure_is_called_with_gradients_on():

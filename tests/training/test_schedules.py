@@ -5,9 +5,7 @@ import torch
 
 from synopsis.training.experiment import Training
 from synopsis.training.schedules import learning_rate
-from tests.tolerances import FLOAT64
-
-RECURSIVE = 1e-9  # torch updates the rate from step to step and rounds as it goes
+from tests.tolerances import FLOAT64, RECURSIVE_RATE
 
 
 def rates(training: Training) -> list[float]:
@@ -28,7 +26,7 @@ def torch_rates(steps: int, peak: float, kind: type, **options) -> list[float]:
 def test_cosine_is_torchs():
     ours = rates(Training(steps=50, learning_rate=0.3))
     theirs = torch_rates(50, 0.3, torch.optim.lr_scheduler.CosineAnnealingLR, T_max=50)
-    assert ours == pytest.approx(theirs, rel=RECURSIVE)
+    assert ours == pytest.approx(theirs, rel=RECURSIVE_RATE)
     assert ours[25] == pytest.approx(0.15, rel=FLOAT64)
 
 
@@ -37,7 +35,7 @@ def test_one_cycle_is_torchs(warmup, share):
     training = Training(steps=60, learning_rate=2e-3, schedule="one-cycle", warmup=warmup)
     options = {"max_lr": 2e-3, "total_steps": 60, "pct_start": share}
     theirs = torch_rates(60, 2e-3, torch.optim.lr_scheduler.OneCycleLR, **options)
-    assert rates(training) == pytest.approx(theirs, rel=RECURSIVE)
+    assert rates(training) == pytest.approx(theirs, rel=RECURSIVE_RATE)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "warmup-stable-decay"])
