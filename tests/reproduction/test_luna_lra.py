@@ -6,12 +6,14 @@ import struct
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from synopsis.models import MODELS
 from synopsis.reproduction import luna_lra, sequence_runs
-from synopsis.reproduction.luna_lra import ARENAS, Arena, Settings, results
+from synopsis.reproduction.luna_lra import ARENAS, Arena, Result, Settings, results
 from synopsis.reproduction.luna_lra_page import PUBLISHED, markdown
-from synopsis.reproduction.luna_lra_pictures import draw
+from synopsis.reproduction.luna_lra_pictures import _widen, draw
+from synopsis.reproduction.sequence_runs import SequenceRun
 from synopsis.training.experiment import Component, Experiment
 from synopsis.training.registries import build_task
 from synopsis.training.trainees import check_suits
@@ -98,3 +100,23 @@ def test_originals_are_read_from_where_they_are_given(tmp_path):
     settings = Settings(("image",), 2, 1, 1, 1, tmp_path, {"image": str(tmp_path)})
     assert settings.plan("image").task == Component("image", {"folder": str(tmp_path)})
     assert Settings(("image",), 2, 1, 1, 1, tmp_path).plan("image").task == Component("image")
+
+
+@pytest.mark.parametrize(("accuracy", "says"), [(0.51, True), (0.53, False)])
+def test_the_page_says_when_nothing_is_learned(tiny, accuracy, says):
+    contender = ARENAS["image"].contenders(1)["Luna"]
+    test = {"accuracy": {"value": accuracy, "standard_error": 0.01}}
+    run = SequenceRun(contender, 0, tiny.runs, 2, 2, 9, 1.0, [], [], test)
+    found = Result("image", "", {"majority": 0.5}, "0" * 64, [run])
+    page = markdown([found], tiny, "synopsis reproduce luna-lra", [])
+    assert ("Nothing is learned here yet" in page) == says
+
+
+def test_a_panel_shows_at_least_twenty_points():
+    axes = Figure().subplots()
+    axes.set_ylim(49.8, 50.2)
+    _widen(axes)
+    assert axes.get_ylim() == pytest.approx((40.0, 60.0))
+    axes.set_ylim(10.0, 80.0)
+    _widen(axes)
+    assert axes.get_ylim() == pytest.approx((10.0, 80.0))

@@ -77,7 +77,17 @@ def _words(result: Result) -> str:
         )
     if ARENAS[result.name].arguments["length"] == BYTES:
         words += f" Texts are cut after {BYTES:,} bytes."
+    if result.runs and not any(_learned(run, result.baselines["majority"]) for run in result.runs):
+        words += (
+            " **Nothing is learned here yet**: no model names the test examples better than the most frequent label "
+            "does, within two standard errors."
+        )
     return wrapped(words)
+
+
+def _learned(run: SequenceRun, majority: float) -> bool:
+    error = run.test["accuracy"]["standard_error"] or 0.0
+    return bool(run.accuracy > majority + 2 * error)
 
 
 def _table(result: Result) -> str:

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from synopsis.reproduction.looks import DOTS_PER_INCH, tidy
 from synopsis.reproduction.luna_lra import Result
 from synopsis.reproduction.luna_memory_page import TITLES
 from synopsis.reproduction.luna_memory_pictures import COLOURS, learning_curves, levels
+
+_LEAST_SHOWN = 20.0  # percentage points of a panel
 
 
 def draw(found: Sequence[Result], out: Path) -> list[Path]:
@@ -35,6 +38,7 @@ def draw(found: Sequence[Result], out: Path) -> list[Path]:
         levels(ax, result.baselines)
         ax.set_title(result.title, loc="left", fontsize=9)
         ax.set_xlabel("steps")
+        _widen(ax)
         tidy(ax)
     panels[0].set_ylabel("accuracy on validation examples, %")
     handles = panels[0].get_legend_handles_labels()
@@ -42,3 +46,10 @@ def draw(found: Sequence[Result], out: Path) -> list[Path]:
     path = out.with_name(f"{out.stem}-learning.png")
     picture.savefig(path, dpi=DOTS_PER_INCH)
     return [path]
+
+
+def _widen(ax: Axes) -> None:
+    """Show at least so many points: what is at chance should look as if it were."""
+    low, high = ax.get_ylim()
+    missing = max(0.0, _LEAST_SHOWN - (high - low))
+    ax.set_ylim(low - missing / 2, high + missing / 2)
