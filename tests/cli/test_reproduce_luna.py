@@ -42,7 +42,7 @@ def test_luna_memory_trains_in_parts_and_shows_all_that_there_is(tmp_path):
     assert ablation.exit_code == 0, ablation.output
     page = page_of(tmp_path, "luna-memory")
     assert "## What does it" in page
-    assert "## Three models" not in page
+    assert "## Side by side" not in page
     both = reproduce(tmp_path, "luna-memory", *steps, "--part", "main")
     assert both.exit_code == 0, both.output
     page = page_of(tmp_path, "luna-memory")

@@ -81,7 +81,7 @@ def test_the_ablation_has_every_combination_once():
 
 def test_baselines_stand_beside_every_result():
     page = markdown(whole(), settings(), "synopsis", [])
-    for heading in ("Three models", "What does it"):
+    for heading in ("Side by side", "What does it"):
         rows = rows_of(page, heading)
         assert [row[4] for row in rows[:3]] == ["16.0", "34.0", "52.0"]
 
@@ -90,7 +90,7 @@ def test_the_page_says_who_is_ahead():
     page = markdown(whole(), settings(), "synopsis", [])
     assert "minus that of Luna is 8.0 ± 1.4 points" in " ".join(page.split())
     assert "hoped" not in page
-    rows = {row[0]: row for row in rows_of(page, "Three models")}
+    rows = {row[0]: row for row in rows_of(page, "Side by side")}
     assert rows["ConvLuna, simplified"][1:6] == [
         "213,582",
         "2",
@@ -107,6 +107,16 @@ def test_the_page_says_who_is_ahead():
     worse = replace(whole(), main=[run(name, 0, 0.35) for name in MAIN])
     page = markdown(worse, settings(), "synopsis", [])
     assert "5 were hoped for" in page
+
+
+def test_the_page_says_which_model_is_absent_and_what_broken_lines_are():
+    page = markdown(whole(), settings(), "synopsis", ["a.png"])
+    assert "was not trained" not in page
+    assert "Curves of later seeds are broken lines" in page
+    first = [run for run in whole().main if run.seed == 0 and run.name != "Vanilla"]
+    page = markdown(replace(whole(), main=first), settings(), "synopsis", ["a.png"])
+    assert "Transformer was not trained" in page
+    assert "broken lines" not in page
 
 
 def test_the_diagnostics_have_a_row_for_each_layer():

@@ -8,6 +8,7 @@ from synopsis.reproduction.luna_memory import (
     CELLS,
     FILTERS,
     LONGEST,
+    MAIN,
     MAIN_SEEDS,
     MAIN_STEPS,
     MEMORIES,
@@ -38,8 +39,9 @@ def markdown(found: Results, settings: Settings, command: str, pictures: Sequenc
     head = _HEAD.format(examples=f"{settings.test_examples:,}", checksum=found.checksum[:12])
     parts = [wrapped(head), _shorter(found, settings)]
     parts += [f"![{name}]({name})" for name in pictures]
+    parts += [wrapped(_SEEDS)] if pictures and any(run.seed for run in found.main) else []
     if found.main:
-        parts += ["## Three models", wrapped(_verdict(found)), _main(found)]
+        parts += ["## Side by side", wrapped(_verdict(found)), _main(found)]
         parts += ["## What their memories look like", wrapped(_MEMORY), _memories(found.main)]
     if found.ablation:
         words = _ABLATION.format(steps=f"{settings.ablation_steps:,}")
@@ -59,6 +61,8 @@ def _shorter(found: Results, settings: Settings) -> str:
         if run.step < run.steps:
             words = f"{_title(run)} (seed {run.seed}) stopped at {run.step:,} of {run.steps:,}"
             less.append(f"{words}, its learning rate not yet decayed")
+    absent = MAIN.keys() - _by_name(found.main).keys() if found.main else set()
+    less += [f"{TITLES.get(name, name)} was not trained" for name in MAIN if name in absent]
     missing = len(FILTERS) * len(TEMPERATURES) * len(MEMORIES) - len(found.ablation)
     if found.ablation and missing:
         less.append(f"{missing} trainings of the ablation are missing")
@@ -205,6 +209,7 @@ def _absent(failures: Mapping[str, str]) -> str:
     return "\n".join(["Without figures:", "", *lines]) if lines else ""
 
 
+_SEEDS = "Curves of later seeds are broken lines; the memories drawn are those of the first seed."
 _HEAD = f"""# Memories on ListOps
 
 Expressions of {SHORTEST} to {LONGEST} tokens, 100,000 to train on (checksum of all three parts {{checksum}}…). Four
