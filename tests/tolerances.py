@@ -36,3 +36,6 @@ DIFFERENCED = (
     5e-3  # central differences against the gradient of values that may be rounded to float32
 )
 SAMPLING = 0.05  # 4,096 draws of unit size, five standard errors at the least
+EVEN_KERNEL = (
+    1e-5  # what 64 even frequencies leave out of the spectrum of length-scale 0.1 in a period of 8
+)

@@ -4,11 +4,12 @@ import re
 import pytest
 import torch
 
+from synopsis.processes.base import load
 from synopsis.processes.spectral import Prior, SpectralRegression
 from synopsis.tasks.gaussian_process import GaussianProcessTask
 from synopsis.testing import check_process
 from synopsis.training import evaluate
-from tests.tolerances import FLOAT32, FLOAT64, SPECTRAL_SOLVE
+from tests.tolerances import EVEN_KERNEL, FLOAT32, FLOAT64, SPECTRAL_SOLVE
 
 
 def data(points, dim=2, seed=0):
@@ -133,6 +134,7 @@ def test_targets_may_repeat_and_the_covariance_keeps_a_gradient():
 
 def test_keeps_the_contract():
     check_process(SpectralRegression(dim_x=2, prior={"features": 8}))
+    check_process(SpectralRegression(dim_x=1, prior=EVEN))
 
 
 def test_inputs_not_given_do_not_matter():
@@ -196,3 +198,80 @@ def test_beliefs_that_are_true_predict_better_than_the_default():
         for prior in (None, true)
     ]
     assert scores[1].log_likelihood.value > scores[0].log_likelihood.value + 0.3
+
+
+# --- even frequencies
+
+EVEN = {"features": 128, "length_scales": [0.1, 0.5], "amplitudes": [100.0], "period": 8.0}
+
+
+def squared_exponential(a, b, length):
+    return (-0.5 * ((a[:, None] - b[None]) / length).square()).exp()
+
+
+def test_even_frequencies_have_the_squared_exponential_kernel():
+    process = SpectralRegression(dim_x=1, prior=EVEN)
+    x = torch.linspace(-2, 2, 81, dtype=torch.float64)
+    waves = process._features(x.view(1, -1, 1))[0, :, :, 2:]
+    for length, wave in zip(EVEN["length_scales"], waves, strict=True):
+        expected = squared_exponential(x, x, length)
+        torch.testing.assert_close(wave @ wave.T, expected, rtol=0, atol=EVEN_KERNEL)
+
+
+def test_even_frequencies_predict_like_the_exact_gaussian_process():
+    """Means of the expert with that length-scale: its line is a kernel too, and noise has variance 1."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(40, generator=generator, dtype=torch.float64) * 4 - 2).float()
+    y = torch.randn(40, generator=generator)
+    xt = torch.linspace(-2, 2, 9)
+    process = SpectralRegression(dim_x=1, prior=EVEN)
+    state = process.update(process.init(), x.view(1, -1, 1), y.view(1, -1, 1))
+    experts = process.experts(state, xt.view(1, -1, 1))
+    x, y, xt = x.double(), y.double(), xt.double()
+    for number, length in enumerate(EVEN["length_scales"]):
+
+        def kernel(a, b, length=length):
+            line = 10.0 * (1.0 + a[:, None] * b[None])
+            return line + 100.0 * squared_exponential(a, b, length)
+
+        own = kernel(x, x) + torch.eye(len(x), dtype=torch.float64)
+        exact = kernel(xt, x) @ torch.linalg.solve(own, y)
+        torch.testing.assert_close(
+            experts.mean[0, :, number], exact, rtol=EVEN_KERNEL * 100, atol=EVEN_KERNEL * 100
+        )
+
+
+def test_even_frequencies_come_much_nearer_to_the_exact_answer():
+    prior = {"features": 128, "length_scales": [0.1, 0.15, 0.22, 0.33, 0.5], "noise_variance": 8e-4}
+    prior["amplitudes"] = [100.0, 1000.0]
+    task = GaussianProcessTask(kernel="rbf")
+    gaps = [
+        evaluate(SpectralRegression(1, prior=p).eval(), task, 12, 16, 0).oracle_gap.value
+        for p in (prior, {**prior, "period": 8.0})
+    ]
+    assert 0 < gaps[1] < gaps[0] / 3
+
+
+def test_even_frequencies_are_not_rounded_with_the_weights(tmp_path):
+    process = SpectralRegression(dim_x=1, prior=EVEN)
+    assert "frequencies" not in process.state_dict()
+    process.save_pretrained(tmp_path, dtype=torch.float16)
+    assert torch.equal(load(tmp_path).frequencies, process.frequencies)
+
+
+@pytest.mark.parametrize(
+    ("dim_x", "changes", "message"),
+    [
+        (2, {}, "even frequencies are for one input, not 2; leave period out"),
+        (1, {"period": -1.0}, "period must be positive, not -1.0"),
+        (1, {"period": 0.0}, "period must be positive, not 0.0"),
+        (
+            1,
+            {"features": 64},
+            "64 features do not resolve length-scale 0.1 in a period of 8.0; it takes 77",
+        ),
+    ],
+)
+def test_even_frequencies_that_cannot_be_are_refused(dim_x, changes, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        SpectralRegression(dim_x=dim_x, prior={**EVEN, **changes})

@@ -9,7 +9,8 @@ averaged by their evidence, all in closed form.
 Sources: Rahimi & Recht, "Random Features for Large-Scale Kernel Machines", NIPS 2007; Lázaro-Gredilla et al., "Sparse
 Spectrum Gaussian Process Regression", JMLR 2010; Bishop, "Pattern Recognition and Machine Learning", 2006, section 3.5.
 Departures: frequencies are a scrambled Sobol sequence, and inputs are compressed by asinh before they meet a frequency,
-so that an outlier does not fall where no neighbour can be.
+so that an outlier does not fall where no neighbour can be. Or else, for one input from a known interval, frequencies
+are even and weighed by the kernel's spectrum, whose tail random ones lack.
 """
 
 import math
@@ -29,6 +30,7 @@ from synopsis.states import State, check_streams
 
 _LINE = 10.0  # prior variance of intercept and slopes in units of the noise's
 _SHAPE = 2.0  # of the inverse-gamma prior of the noise variance; the flattest whole one with a mean
+_RESOLVED = 3.0  # highest of even frequencies, in units of the inverse length-scale, at least
 _PIECE = 4096  # rows whose features exist at once
 
 
@@ -40,6 +42,8 @@ class Prior(NamedTuple):
         length_scales: in the units of an input, for one input.
         amplitudes: variances of the function, in units of the noise's.
         noise_variance: mean of the variance of the noise, in the units of y².
+        period: None for random frequencies. For one input from an interval, about twice its length: frequencies are
+            then even, and kernels those of squared-exponential functions that repeat, with the other sign, after it.
 
     Example:
         >>> Prior.of({"length_scales": [0.5]}).length_scales
@@ -50,6 +54,7 @@ class Prior(NamedTuple):
     length_scales: tuple[float, ...] = (0.25, 0.7, 2.0)
     amplitudes: tuple[float, ...] = (1.0, 30.0, 1000.0)
     noise_variance: float = 0.02
+    period: float | None = None
 
     @classmethod
     def of(cls, beliefs: Mapping[str, Any] | None) -> "Prior":
@@ -73,7 +78,20 @@ class Prior(NamedTuple):
                 raise ValueError(f"{name} must be one or more positive numbers, not {values}")
         if prior.noise_variance <= 0:
             raise ValueError(f"noise_variance must be positive, not {prior.noise_variance}")
+        if prior.period is not None:
+            prior._check_period(prior.period)
         return prior
+
+    def _check_period(self, period: float) -> None:
+        if period <= 0:
+            raise ValueError(f"period must be positive, not {period}")
+        shortest = min(self.length_scales)
+        fewest = math.ceil(_RESOLVED * period / (math.pi * shortest))
+        if self.features < fewest:
+            raise ValueError(
+                f"{self.features} features do not resolve length-scale {shortest} in a period of {period}; "
+                f"it takes {fewest}"
+            )
 
     @property
     def experts(self) -> int:
@@ -132,9 +150,15 @@ class SpectralRegression(Process):
             raise ValueError(f"a regression predicts one output, not {dim_y}")
         self.beliefs = Prior.of(prior)
         super().__init__(dim_x=dim_x, dim_y=dim_y, **({"prior": dict(prior)} if prior else {}))
+        if self.beliefs.period is not None and dim_x != 1:
+            raise ValueError(f"even frequencies are for one input, not {dim_x}; leave period out")
         features, amplitudes = self.beliefs.features, self.beliefs.amplitudes
         self.frequencies: Float[Tensor, "scales half dim_x"]
-        self.register_buffer("frequencies", _frequencies(self.beliefs, dim_x))
+        drawn = (
+            self.beliefs.period is None
+        )  # even ones are the same everywhere, and in full precision
+        self.register_buffer("frequencies", _frequencies(self.beliefs, dim_x), persistent=drawn)
+        self.loads = _loads(self.beliefs, self.frequencies)
         size = 1 + dim_x + features
         self.rows, self.columns = torch.tril_indices(size, size)
         self.prior = torch.full((len(amplitudes), size), 1.0 / _LINE, dtype=torch.float64)
@@ -232,8 +256,9 @@ class SpectralRegression(Process):
     def _features(self, x: Tensor) -> Float[Tensor, "batch scales length features"]:
         given = (~x.isnan()).sum(-1, keepdim=True).clamp(min=1).double()
         x = x.double().nan_to_num(nan=0.0)
-        angle = torch.einsum("bnx,sfx->bsnf", x.asinh() / given.sqrt(), self.frequencies.double())
-        waves = torch.cat([angle.cos(), angle.sin()], dim=-1) / math.sqrt(angle.shape[-1])
+        inputs = x.asinh() / given.sqrt() if self.beliefs.period is None else x
+        angle = torch.einsum("bnx,sfx->bsnf", inputs, self.frequencies.double())
+        waves = torch.cat([angle.cos(), angle.sin()], dim=-1) * self.loads.to(x.device)
         line = torch.cat([torch.ones_like(given), x], dim=-1)
         return torch.cat(
             [line.unsqueeze(1).expand(-1, len(self.frequencies), -1, -1), waves], dim=-1
@@ -241,13 +266,29 @@ class SpectralRegression(Process):
 
 
 def _frequencies(beliefs: Prior, dim_x: int) -> Float[Tensor, "scales half dim_x"]:
-    """Gaussian frequencies of squared-exponential kernels, spread evenly and always the same."""
+    """Gaussian frequencies of squared-exponential kernels, or even ones, the same for all; the same every time."""
+    if beliefs.period is not None:
+        halves = torch.arange(beliefs.features // 2, dtype=torch.float64) + 0.5
+        even = 2 * math.pi / beliefs.period * halves
+        return even.view(1, -1, 1).repeat(len(beliefs.length_scales), 1, 1).float()
     sets = []
     for seed, length in enumerate(beliefs.length_scales):
         sobol = torch.quasirandom.SobolEngine(dim_x, scramble=True, seed=seed)
         uniform = sobol.draw(beliefs.features // 2, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
         sets.append(torch.special.ndtri(uniform) / length)
     return torch.stack(sets).float()
+
+
+def _loads(
+    beliefs: Prior, frequencies: Float[Tensor, "scales half dim_x"]
+) -> Float[Tensor, "scales 1 features"]:
+    """What cosines and sines are multiplied by; the squares of either sum to 1, a kernel's value at distance 0."""
+    lengths = torch.tensor(beliefs.length_scales, dtype=torch.float64).view(-1, 1, 1)
+    spectrum = torch.ones(len(lengths), 1, beliefs.features // 2, dtype=torch.float64)
+    if beliefs.period is not None:
+        spectrum = (-0.5 * (frequencies.double().mT * lengths).square()).exp()
+    loads = (spectrum / spectrum.sum(-1, keepdim=True)).sqrt()
+    return torch.cat([loads, loads], dim=-1)
 
 
 def _flat(values: Tensor) -> Float[Tensor, "batch targets experts"]:

@@ -46,6 +46,7 @@ PRIOR: JSON = {
     "length_scales": [0.1, 0.15, 0.22, 0.33, 0.5],
     "amplitudes": [100.0, 1000.0],
     "noise_variance": 8e-4,
+    "period": 8.0,  # of inputs from an interval of length 4
 }
 for _name, _shipped in (("AnchoredCMANP", "gp-anchored"), ("AnchoredCMANPAND", "gp-anchored-and")):
     _anchored = Component(_name, {"dim_x": 1, "prior": PRIOR})

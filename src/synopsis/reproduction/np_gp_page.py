@@ -250,9 +250,10 @@ for longer, at the cost in the last table. Sizes are the published ones, but res
 joint heads are low-rank plus diagonal, our defaults. The published figures of all other models were not found.
 
 The *anchored* rows are ours and not of the paper: four blocks of CMANP's, 32 latents each, beside Bayesian regressions
-on random Fourier features, whose sums are as constant and merge as exactly. Their prior covers the length-scales,
-amplitudes and noise that the task draws from, which the other rows have to learn; the head says where to leave the
-regressions' answer. They say what constant memory is worth when something is known of the functions."""
+on Fourier features of even frequencies, whose sums are as constant and merge as exactly. Their prior covers the
+length-scales, amplitudes and noise that the task draws from, and its interval, which the other rows have to learn; the
+head says where to leave the regressions' answer. They say what constant memory is worth when something is known of the
+functions."""
 
 _LOG_LIKELIHOOD = """*together*: the joint log-density of a task's targets divided by their number, the published metric
 of joint models, to be held against the joint exact answer; *each by itself*: the mean log-density of single targets.
