@@ -90,6 +90,18 @@ def test_every_model_of_the_literature_competes_at_its_published_size():
     }
 
 
+def test_the_anchor_alone_needs_no_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(np_gp, "CONTENDERS", CONTENDERS)
+    settings = Settings(0.0, 3, 4, tmp_path)
+    (row,) = rows(["SpectralRegression"], settings)
+    assert [ledger.origin for ledger in row.ledgers] == ["without weights"]
+    found, best = (row.scores["rbf"][0][key]["value"] for key in ("log_likelihood", "oracle_gap"))
+    assert found > 1.0 and best < 0.15
+    page = markdown(Results([row], exact(settings), [], {}, {}), settings, "synopsis", [])
+    line = next(line for line in page.splitlines() if line.startswith("| the anchor alone |"))
+    assert line.startswith("| the anchor alone | none | each by itself |")
+
+
 def test_scores_are_batch_means_on_the_published_tasks(results):
     """Against the batches themselves, with the metric written out."""
     cnp, joint = results.rows

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from synopsis.processes.base import Process, load, shipped
+from synopsis.processes.base import Process, build, load, shipped
 from synopsis.reproduction.remembering import remembered
 from synopsis.states import write_atomic
 from synopsis.training import Experiment, TrainingInterrupted, train
@@ -70,6 +70,7 @@ class Contender:
         remark: what a reader has to know of this row.
         shipped: name of the weights that come with the package and are taken instead of training, where there are any.
         section: of an experiment, that says what is built: a process or a model of sequences.
+        has_weights: or there is nothing to train.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Contender:
     remark: str = ""
     shipped: str | None = None
     section: Section = "process"
+    has_weights: bool = True
 
     @property
     def is_shipped(self) -> bool:
@@ -90,7 +92,7 @@ class Ledger:
     """What a contender's weights have cost.
 
     Args:
-        origin: ``"shipped"`` or ``"trained here"``.
+        origin: ``"shipped"``, ``"trained here"`` or ``"without weights"``.
         folder: of the run, or for results about shipped weights.
         seed: of the run; None where it is not known.
         parameters: how many numbers were trained.
@@ -152,6 +154,8 @@ def trained(
     """
     if contender.shipped is not None and contender.is_shipped:
         return _shipped(contender.shipped, runs)
+    if not contender.has_weights:
+        return _weightless(contender.process, runs / contender.name)
     folder = runs / f"{contender.name}-s{seed}"
     if not (folder / PROCESS / "config.json").exists():
         if budget_seconds <= 0:
@@ -172,6 +176,11 @@ def _shipped(name: str, runs: Path) -> tuple[Process, Ledger]:
         seed, steps = training.seed, training.steps
     numbers = (seed, parameters(process), steps, spent(metrics))
     return process, Ledger("shipped", runs / name, *numbers, metrics)
+
+
+def _weightless(process: Component, folder: Path) -> tuple[Process, Ledger]:
+    made = build({"process": process.name, "arguments": process.arguments}).eval()
+    return made, Ledger("without weights", folder, None, 0, None, None, folder / METRICS)
 
 
 def wanted(contender: Contender, task: Component, seed: int, steps: int = 1) -> Experiment:

@@ -21,7 +21,11 @@ TITLES = {
     "CMANPAND": "CMANP-AND",
 }
 # Not of the literature: ours, with an anchor in Bayesian regressions.
-OURS = {"AnchoredCMANP": "anchored CMANP", "AnchoredCMANPAND": "anchored CMANP-AND"}
+OURS = {
+    "SpectralRegression": "the anchor alone",
+    "AnchoredCMANP": "anchored CMANP",
+    "AnchoredCMANPAND": "anchored CMANP-AND",
+}
 EVERY_TITLE = {**TITLES, **OURS}
 
 

@@ -48,6 +48,11 @@ PRIOR: JSON = {
     "noise_variance": 8e-4,
     "period": 8.0,  # of inputs from an interval of length 4
 }
+CONTENDERS["SpectralRegression"] = Contender(
+    "SpectralRegression",
+    Component("SpectralRegression", {"dim_x": 1, "prior": PRIOR}),
+    has_weights=False,
+)
 for _name, _shipped in (("AnchoredCMANP", "gp-anchored"), ("AnchoredCMANPAND", "gp-anchored-and")):
     _anchored = Component(_name, {"dim_x": 1, "prior": PRIOR})
     CONTENDERS[_name] = Contender(_name, _anchored, shipped=_shipped)
@@ -146,9 +151,10 @@ def rows(names: Sequence[str], settings: Settings, watch: Watch = lambda *_: Non
 
 def _row(contender: Contender, settings: Settings, watch: Watch) -> Row:
     made: list[tuple[Process, Ledger]] = []
+    seeds = settings.seeds if contender.has_weights else 1
     budget, runs = settings.budget_seconds, settings.runs
     try:
-        for seed in range(settings.seeds):
+        for seed in range(seeds):
             process, ledger = trained(contender, TRAINED_ON, budget, seed, runs, watch)
             made.append((process, ledger))
     except (NotTrained, TrainingDiverged) as failure:  # what was made before it stays

@@ -197,6 +197,8 @@ def _mean(values: Any) -> float | None:
 
 
 def _who(row: Row) -> list[str]:
+    if not row.contender.has_weights:
+        return [title(row.name), "none"]
     return [title(row.name), "shipped" if row.is_shipped else "budget"]
 
 
@@ -249,11 +251,11 @@ steps of Adam 5e-4 under a cosine. Budget here: {budget}. *shipped* are the weig
 for longer, at the cost in the last table. Sizes are the published ones, but residual streams are not normalised and
 joint heads are low-rank plus diagonal, our defaults. The published figures of all other models were not found.
 
-The *anchored* rows are ours and not of the paper: four blocks of CMANP's, 32 latents each, beside Bayesian regressions
-on Fourier features of even frequencies, whose sums are as constant and merge as exactly. Their prior covers the
-length-scales, amplitudes and noise that the task draws from, and its interval, which the other rows have to learn; the
-head says where to leave the regressions' answer. They say what constant memory is worth when something is known of the
-functions."""
+The *anchored* rows are ours and not of the paper: four blocks of CMANP's, 32 latents each, beside Bayesian
+regressions on Fourier features of even frequencies, whose sums are as constant and merge as exactly. Their prior
+covers the length-scales, amplitudes and noise that the task draws from, and its interval, which the other rows have
+to learn; the head says where to leave the regressions' answer; *the anchor alone* is those regressions, without a
+weight. They say what constant memory is worth when something is known of the functions."""
 
 _LOG_LIKELIHOOD = """*together*: the joint log-density of a task's targets divided by their number, the published metric
 of joint models, to be held against the joint exact answer; *each by itself*: the mean log-density of single targets.
