@@ -41,8 +41,13 @@ def draw(found: Sequence[Result], out: Path) -> list[Path]:
         _widen(ax)
         tidy(ax)
     panels[0].set_ylabel("accuracy on validation examples, %")
-    handles = panels[0].get_legend_handles_labels()
-    picture.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    known = {  # a model may be in one panel only
+        label: handle
+        for ax in panels
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    place = {"loc": "outside lower center", "ncols": 3}
+    picture.legend(known.values(), known.keys(), **place, frameon=False, fontsize=8)
     path = out.with_name(f"{out.stem}-learning.png")
     picture.savefig(path, dpi=DOTS_PER_INCH)
     return [path]
