@@ -279,8 +279,8 @@ itself, shows what correlations are worth."""
 _EXTREMES = f"""The largest distance from 0 that a function reaches when it is drawn over the whole grid of the picture,
 median of {FUNCTIONS} functions, for the three tasks of the picture: all of the grid at once, as `sample` does by
 default and the picture shows, or {BLOCK} neighbours at a time from left to right, each block told of those before it.
-The latter may drift from few points: where the scale is still unknown, a draw that is too large makes the next larger.
-"""
+The latter may drift from few points: where the scale is still unknown, a draw that is too large makes the next
+larger."""
 
 _CALIBRATION = """Share of targets inside the central interval of the prediction of each target by itself, and the
 continuous ranked probability score in the units of y."""
