@@ -140,9 +140,8 @@ def _median_seconds(call: Callable[[], Any], repeats: int) -> float:
 
 def _is_enough(times: list[float], repeats: int) -> bool:
     spent = sum(times)
-    if not times or spent >= _MOST_SECONDS:
-        return bool(times)
-    return len(times) >= repeats and (spent >= _ENOUGH_SECONDS or len(times) >= _MOST_CALLS)
+    often = spent >= _ENOUGH_SECONDS or len(times) >= _MOST_CALLS
+    return bool(times) and (spent >= _MOST_SECONDS or (often and len(times) >= repeats))
 
 
 def _torch_call(cell: Cell) -> Callable[[], tuple[Tensor, ...]]:

@@ -154,9 +154,8 @@ class SpectralRegression(Process):
             raise ValueError(f"even frequencies are for one input, not {dim_x}; leave period out")
         features, amplitudes = self.beliefs.features, self.beliefs.amplitudes
         self.frequencies: Float[Tensor, "scales half dim_x"]
-        drawn = (
-            self.beliefs.period is None
-        )  # even ones are the same everywhere, and in full precision
+        # Even ones are the same everywhere, and are not to be rounded with the weights.
+        drawn = self.beliefs.period is None
         self.register_buffer("frequencies", _frequencies(self.beliefs, dim_x), persistent=drawn)
         self.loads = _loads(self.beliefs, self.frequencies)
         size = 1 + dim_x + features

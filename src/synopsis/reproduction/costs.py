@@ -153,9 +153,11 @@ def _exercise(process: Process, targets: int) -> None:
 def _costs(call: Callable[[], Any], patience: float) -> tuple[Any, dict[str, float]]:
     """The result of a call, and what it costs; a call that takes too long ends the process."""
     peak, result = limited(lambda: measured_call(call), _COUNTING * patience)
-    calls, spent, begin = 0, 0.0, time.process_time()
-    while not calls or (spent < _ENOUGH_SECONDS and calls < _MOST_CALLS):
-        limited(call, patience)
+    begin = time.process_time()
+    limited(call, patience)
+    calls, spent = 1, time.process_time() - begin
+    while spent < _ENOUGH_SECONDS and calls < _MOST_CALLS:
+        call()
         calls, spent = calls + 1, time.process_time() - begin
     return result, {"seconds": spent / calls, "peak": peak}
 

@@ -61,8 +61,8 @@ def _shorter(found: Results, settings: Settings) -> str:
         if run.step < run.steps:
             words = f"{_title(run)} (seed {run.seed}) stopped at {run.step:,} of {run.steps:,}"
             less.append(f"{words}, its learning rate not yet decayed")
-    absent = MAIN.keys() - _by_name(found.main).keys() if found.main else set()
-    less += [f"{TITLES.get(name, name)} was not trained" for name in MAIN if name in absent]
+    there = _by_name(found.main) or MAIN
+    less += [f"{TITLES.get(name, name)} was not trained" for name in MAIN if name not in there]
     missing = len(FILTERS) * len(TEMPERATURES) * len(MEMORIES) - len(found.ablation)
     if found.ablation and missing:
         less.append(f"{missing} trainings of the ablation are missing")

@@ -31,9 +31,8 @@ from synopsis.training.evaluation import ratio
 from synopsis.training.experiment import JSON, Component
 
 MODELS = ("CMANP", "CMANP-4", "CMANPAND", "CNP", "LBANP", "TNPD")  # of the default table
-FEWER_BLOCKS = {
-    "CMANP-4": 4
-}  # CMANP at about the number of weights and the cost of a step of LBANP
+# CMANP at about the number of weights and the cost of a step of LBANP.
+FEWER_BLOCKS = {"CMANP-4": 4}
 SHIPPED = "fashion-cmanp"
 BATCH_SIZE = 16
 LATENTS = 32  # of the processes that have latents; published are 128
