@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import synopsis
 from synopsis.attention import cutting, engine, fused
-from synopsis.attention.rules import Rules
+from synopsis.attention.dropout import Dropout
 from tests.attention.dense import dense_attention
 from tests.tolerances import FLOAT32, FLOAT64, GRADIENT
 
@@ -299,13 +299,9 @@ def test_dropout_has_the_standard_semantics():
     output = attention(query, key, ones, dropout_p=0.25, dropout_seed=1)
     assert output.std() > 0.01  # the denominator is not dropped, so weights do not renormalise
     assert abs(output.mean() - 1.0) < 0.01
-    rules = Rules(scale=0.5)
-    assert rules.keep is not None
 
 
-def test_dropped_shares_are_uniform_and_independent(monkeypatch):
-    from synopsis.attention.dropout import Dropout
-
+def test_dropped_shares_are_uniform_and_independent():
     index = torch.arange(400)
     views = [
         index[:2].view(-1, 1, 1, 1),
@@ -314,8 +310,6 @@ def test_dropped_shares_are_uniform_and_independent(monkeypatch):
         index.view(1, 1, 1, -1),
     ]
     factors = Dropout(0.3, 12345).factors(*views)
-    monkeypatch.setattr("synopsis.attention.dropout._CACHED", 1_111)  # hashed in pieces
-    assert torch.equal(Dropout(0.3, 12345).factors(*views), factors)
     kept = factors > 0
     sigma = math.sqrt(0.3 * 0.7)
     assert abs(kept.float().mean() - 0.7) < 5 * sigma / math.sqrt(kept.numel())
@@ -329,6 +323,31 @@ def test_dropped_shares_are_uniform_and_independent(monkeypatch):
     ):
         covariance = (a.float() - 0.7).mul(b.float() - 0.7).mean()
         assert abs(covariance) < 5 * sigma**2 / math.sqrt(a.numel())
+    centred = (kept[0, 0].double() - 0.7) / sigma
+    for several in (
+        centred,
+        centred.mT,
+    ):  # of all pairs of queries, and of keys, none goes together
+        together = (several @ several.mT / math.sqrt(several.shape[1])).fill_diagonal_(0.0)
+        assert together.abs().max() < 6.5 and abs(together.var() - 1.0) < 0.1
+    first, second = centred[:200, :200], centred[:200, 200:]
+    rectangles = first * second * centred[200:, :200] * centred[200:, 200:]
+    assert abs(rectangles.mean()) < 5 / math.sqrt(rectangles.numel())
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-4, 0.5, 0.999])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_dropping_in_place_is_multiplying_by_factors(p, dtype):
+    dropout, index = Dropout(p, 7), torch.arange(600)
+    views = [index[:1].view(1, 1, 1, 1)] * 2 + [index.view(1, 1, -1, 1), index.view(1, 1, 1, -1)]
+    factors = dropout.factors(*views)
+    assert abs((factors == 0).double().mean() - p) <= 5 * math.sqrt(p * (1 - p) / 600**2)
+    x = torch.randn(factors.shape, dtype=dtype)
+    x[..., :3] = torch.tensor([math.nan, -math.inf, 0.0], dtype=dtype)
+    dropped = x.clone()
+    dropout.drop_(dropped, dropout.rows(*views[:3]) * dropout.columns(views[3]))
+    expected = x.where(factors > 0, 0.0)
+    torch.testing.assert_close(dropped, expected, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 @pytest.mark.parametrize(

@@ -237,9 +237,22 @@ def test_the_gradient_of_dropout_is_what_was_kept(dtype):
     dropped = drop(0.25, x)
     dropped.backward(torch.ones_like(dropped))
     assert dropped.dtype == x.grad.dtype == dtype
-    gain = torch.tensor(4 / 3, dtype=dtype)
-    assert torch.equal(x.grad, (dropped != 0) * gain)
-    torch.testing.assert_close(dropped, x.detach() * x.grad, rtol=0.0, atol=0.0)
+    kept = dropped != 0
+    assert torch.equal(x.grad, torch.full_like(x, 4 / 3).where(kept, 0.0))
+    assert torch.equal(dropped, (x.detach() * (4 / 3)).where(kept, 0.0))
+
+
+def test_dropout_has_derivatives_of_every_order():
+    x = draw(6, 5, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: drop(0.4, t), x)
+    assert torch.autograd.gradgradcheck(lambda t: drop(0.4, t) ** 2, x)
+
+
+def test_dropout_keeps_a_seed_and_not_its_factors():
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        drop(0.4, draw(6, 5).requires_grad_())
+    assert not saved
 
 
 def test_dropout_is_torchs_where_nothing_is_dropped_everything_is_or_there_is_nothing():
@@ -255,7 +268,7 @@ def test_dropout_is_torchs_where_nothing_is_dropped_everything_is_or_there_is_no
 
 
 def test_dropout_steps_aside_for_torch_func(monkeypatch):
-    monkeypatch.setattr(layers_training, "_factors", None)  # would not be callable
+    monkeypatch.setattr(layers_training, "_Dropped", None)  # would not be callable
     x = draw(4, 5, 6)
     mapped = torch.func.vmap(Dropout(0.5), randomness="different")(x)
     assert not torch.equal(mapped[0] != 0, mapped[1] != 0)
@@ -264,8 +277,7 @@ def test_dropout_steps_aside_for_torch_func(monkeypatch):
 
 
 def test_dropout_works_in_pieces(monkeypatch):
-    torch.manual_seed(1)
-    whole = layers_training._factors(37, 11, 0.4, torch.float32)
-    monkeypatch.setattr(layers_training, "_HASHED_AT_ONCE", 23)
-    torch.manual_seed(1)
-    assert torch.equal(layers_training._factors(37, 11, 0.4, torch.float32), whole)
+    x = draw(37, 11)
+    whole = drop(0.4, x)
+    monkeypatch.setattr("synopsis.attention.dropout._CACHED", 23)
+    assert torch.equal(drop(0.4, x), whole)

@@ -94,7 +94,7 @@ class Tiles:
         self.in_bits = rules.score_mod is None
         self.factor = rules.scale * (LOG2E if self.in_bits else 1.0)
         self._scores: Tensor | None = None
-        self._bits: Tensor | None = None
+        self._noise: Tensor | None = None
         self._hashed: tuple[Tensor, Tensor] | None = None
 
     def of_query(self, x: Tensor, queries: slice) -> Float[Tensor, "rows group_queries width"]:
@@ -142,16 +142,23 @@ class Tiles:
         if allowed is not None:
             tile.masked_fill_(~allowed, -math.inf)
 
-    def kept(self, block: Block) -> Int[Tensor, "batch heads queries keys"] | None:
-        """All bits set for the pairs that dropout keeps, in memory that the next tile uses again; None without it."""
+    def noise(self, block: Block) -> Int[Tensor, "batch heads queries keys"] | None:
+        """What dropout decides by, in memory that the next tile uses again; None without it."""
         dropout = self.rules.dropout
         if dropout is None:
             return None
-        size = self.batch * self.heads * math.prod(s.stop - s.start for s in block)
-        if self._bits is None or len(self._bits) < size:
-            self._bits = torch.empty(size, dtype=torch.int32, device=self.device)
         rows, columns = self._hashed or self._hash(dropout)
-        return dropout.kept(rows[:, :, block.queries], columns[..., block.keys], self._bits)
+        rows, columns = rows[:, :, block.queries], columns[..., block.keys]
+        size = rows.numel() * columns.numel()
+        if self._noise is None or len(self._noise) < size:
+            self._noise = torch.empty(size, dtype=torch.int32, device=self.device)
+        out = self._noise[:size].view(*rows.shape[:-1], columns.shape[-1])
+        return torch.mul(rows, columns, out=out)
+
+    def drop_(self, tile: Tensor, noise: Tensor | None) -> None:
+        """Write 0 where a pair is dropped; what is kept stays as it is."""
+        if noise is not None and self.rules.dropout is not None:
+            self.rules.dropout.drop_(tile, noise)
 
     def _hash(self, dropout: Dropout) -> tuple[Tensor, Tensor]:
         """What dropout takes from every query and from every key: small beside them, and much work for each tile."""
@@ -164,13 +171,6 @@ class Tiles:
     def gain(self) -> float:
         """What a weight that dropout keeps is multiplied by."""
         return 1.0 if self.rules.dropout is None else self.rules.dropout.gain
-
-
-def drop_(tile: Tensor, kept: Tensor | None) -> None:
-    """Write 0 where a pair is dropped; what is kept stays as it is."""
-    if kept is not None:
-        whole = {torch.float32: torch.int32, torch.float64: torch.int64}[tile.dtype]
-        tile.view(whole).bitwise_and_(kept.view_as(tile))
 
 
 def surely_finite(x: Tensor) -> bool:

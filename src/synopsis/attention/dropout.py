@@ -1,12 +1,12 @@
 """Dropout of attention weights that depends on (seed, batch, head, query, key) only.
 
 Whether a pair is dropped is a hash of its indices, so the same pairs are dropped whatever the blocks, threads or
-machines, and the backward pass needs to remember the seed alone. The hash is a two-round multiply-xorshift mixer of
-32 bits (after C. Wellons, "Prospecting for Hash Functions", 2018), applied to rows and columns first and to their
-combination.
+machines, and the backward pass needs to remember the seed alone. Query and key are hashed to one odd number each, by
+a two-round multiply-xorshift mixer of 32 bits (after C. Wellons, "Prospecting for Hash Functions", 2018), and a pair is
+dropped when the product of the two, modulo 2³², is at most a threshold: multiply-shift hashing (Dietzfelbinger et al.,
+1997). So the many pairs cost one multiplication and one comparison each, and the mixing is left to the few indices.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 
 _FIRST, _SECOND = 0x7FEB352D, -0x7B935975  # odd multipliers, as signed 32-bit numbers
 _GOLDEN = -0x61C88647
-_CACHED = 1 << 17  # pairs that are hashed at once: 512 KiB, and as much to work in
+_CACHED = 1 << 17  # features that are dropped at once: their noise is 512 KiB
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of so many bytes
 
 
 @dataclass(frozen=True)
@@ -46,54 +47,50 @@ class Dropout:
             q_idx: query indices.
             kv_idx: key indices.
         """
-        kept = self.kept(self.rows(b, h, q_idx), self.columns(kv_idx))
-        return kept.neg_().float().mul_(self.gain)
+        noise = self.rows(b, h, q_idx) * self.columns(kv_idx)
+        return (noise > self._threshold).float().mul_(self.gain)
 
     def rows(self, b: Tensor, h: Tensor, q_idx: Tensor) -> Int[Tensor, "batch heads queries 1"]:
-        """What the hash takes from batch, head and query; indices as for :meth:`factors`."""
+        """The factor of noise that is batch's, head's and query's; indices as for :meth:`factors`."""
         low, high = (_signed(self.seed >> shift) for shift in (0, 32))
         head = _mix(_mix(b.int() ^ low) + h.int() * _GOLDEN ^ high)
-        return _mix(head + q_idx.int() * _GOLDEN)
+        return _mix(head + q_idx.int() * _GOLDEN) | 1  # odd: no other factor loses bits by it
 
     def columns(self, kv_idx: Tensor) -> Int[Tensor, "1 1 1 keys"]:
-        """What the hash takes from the key; indices as for :meth:`factors`."""
-        return _mix(kv_idx.int() * _GOLDEN ^ _signed(self.seed >> 32))
+        """The factor of noise that is the key's; indices as for :meth:`factors`."""
+        return _mix(kv_idx.int() * _GOLDEN ^ _signed(self.seed >> 32)) | 1
 
-    def kept(
-        self, rows: Tensor, columns: Tensor, out: Int[Tensor, " pairs"] | None = None
-    ) -> Int[Tensor, "batch heads queries keys"]:
-        """−1, all bits set, for the pairs that are kept and 0 for the others.
-
-        Everything is integer arithmetic in place, in a core's cache: comparing to bool and back costs more than the
-        whole hash.
+    def drop_(self, x: Float[Tensor, "*shape"], noise: Int[Tensor, "*shape"]) -> None:
+        """Write 0 where a pair is dropped; what is kept stays as it is.
 
         Args:
-            rows: from :meth:`rows`.
-            columns: from :meth:`columns`.
-            out: contiguous int32 memory to answer in, of at least as many numbers.
+            x: one number for each pair, of any floating dtype.
+            noise: :meth:`rows` times :meth:`columns`, of as many numbers in the same order.
         """
-        shape = torch.broadcast_shapes(rows.shape, columns.shape)
-        keys, size = shape[-1], math.prod(shape)
-        if out is None:
-            out = torch.empty(size, dtype=torch.int32, device=rows.device)
-        flat = rows.reshape(-1, 1)
-        whole = out[:size].view(len(flat), keys)
-        step = max(1, _CACHED // max(1, keys))
-        scratch = torch.empty(min(step, len(flat)), keys, dtype=torch.int32, device=rows.device)
-        threshold = torch.tensor(self._threshold, dtype=torch.int32)
-        for start in range(0, len(flat), step):
-            pairs, some = whole[start : start + step], flat[start : start + step]
-            shifted = scratch[: len(some)]
-            torch.bitwise_xor(some, columns.view(1, -1), out=pairs).mul_(_FIRST)
-            pairs.bitwise_xor_(torch.bitwise_right_shift(pairs, 15, out=shifted)).mul_(_SECOND)
-            # 31 bits are enough, and their difference to a threshold has a sign
-            torch.sub(threshold, pairs.bitwise_right_shift_(1), out=pairs).bitwise_right_shift_(31)
-        return out[:size].view(shape)
+        bits = x.view(_BITS[x.dtype.itemsize])
+        # "bits where noise > threshold, else 0" in one pass; a comparison kept as bool would take several
+        torch.ops.aten.threshold_backward.grad_input(
+            bits, noise.view_as(bits), self._threshold, grad_input=bits
+        )
+
+    def of_features(self, x: Float[Tensor, "rows features"]) -> Float[Tensor, "rows features"]:
+        """x with some numbers 0 and the others divided by 1 − p; which, by row and feature."""
+        length, width = x.shape
+        zero, index = x.new_zeros(1, dtype=torch.int32), torch.arange(max(x.shape), device=x.device)
+        rows = self.rows(zero, zero, index[:length].unsqueeze(1))
+        columns, step = self.columns(index[:width]), max(1, _CACHED // max(1, width))
+        noise, dropped = rows.new_empty(min(step, length), width), x * self.gain
+        for start in range(0, length, step):
+            some = dropped[start : start + step]
+            its_noise = noise[: len(some)]
+            torch.mul(rows[start : start + step], columns, out=its_noise)
+            self.drop_(some, its_noise)
+        return dropped
 
     @property
     def _threshold(self) -> int:
-        """Values above it are kept: p of the 2³¹ values are at most this."""
-        return round(self.p * 2**31) - 2**30 - 1
+        """Noise up to it drops: p of the 2³² values, none of which is the smallest, since all are odd."""
+        return max(-(2**31), round(self.p * 2**32) - 2**31 - 1)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from synopsis.attention.cutting import (
     Part,
     Tiles,
     Wanted,
-    drop_,
     parts,
     surely_finite,
 )
@@ -139,10 +138,10 @@ class _Sweep:
             weights = tile.view(len(self.query), -1, tile.shape[-1]).sub_(self.row_lse).exp2_()
         value = tiles.of_key(self.clean.value, keys)
         grad_weights = tiles.products(self.upstream, value, 1)
-        kept = tiles.kept(block)
-        drop_(grad_weights, kept)
+        noise = tiles.noise(block)
+        tiles.drop_(grad_weights, noise)
         grad_scores = grad_weights.sub_(self.row_delta).mul_(weights)
-        drop_(weights, kept)
+        tiles.drop_(weights, noise)
         rows = self.grad_value.view(tiles.rows, -1, tiles.value_dim)[:, keys]
         rows.baddbmm_(weights.mT, self.upstream)
         self._spread(grad_scores, scores, leaf, block)

@@ -111,6 +111,12 @@ class Rules:
         return () if self.score_mod is None else captured_tensors(self.score_mod)
 
     @property
+    def _bounded(self) -> Bounded | None:
+        """The mask_mod, where it knows its shape; asking a protocol takes longer than a small tile."""
+        mask_mod = self.mask_mod
+        return mask_mod if mask_mod is not None and isinstance(mask_mod, Bounded) else None
+
+    @property
     def bias(self) -> Tensor | None:
         """The additive mask, if there is one."""
         mask = self.attn_mask
@@ -132,9 +138,9 @@ class Rules:
         asked, span = self._positions(queries, self.query_offset), Span(0, length)
         if self.is_causal:
             span = span & Span(0, asked.stop - self.key_offset)
-        if isinstance(self.mask_mod, Bounded):
+        if self._bounded is not None:
             there = Span(span.start + self.key_offset, span.stop + self.key_offset)
-            found = self.mask_mod.keys(asked, there)
+            found = self._bounded.keys(asked, there)
             span = span & Span(found.start - self.key_offset, found.stop - self.key_offset)
         return span
 
@@ -172,7 +178,7 @@ class Rules:
             found = _both(found, kv_idx <= q_idx)
         if self.guarded and self.bias is not None:
             found = _both(found, _slice(self.bias, block) != -math.inf)
-        certain = isinstance(self.mask_mod, Bounded) and self.mask_mod.allows_all(queries, keys)
+        certain = self._bounded is not None and self._bounded.allows_all(queries, keys)
         if self.mask_mod is not None and not certain:
             found = _both(found, self.mask_mod(*self.indices(block, shape, device)))
         return found

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from synopsis.attention.cutting import LOG2E, Inputs, Tiles, drop_, parts, surely_finite
+from synopsis.attention.cutting import LOG2E, Inputs, Tiles, parts, surely_finite
 from synopsis.attention.recomputation import backward
 from synopsis.attention.rules import Block, Rules
 
@@ -69,7 +69,7 @@ class _Row:
         key = tiles.of_key(tiles.inputs.key, block.keys)
         value = tiles.of_key(self.values.value, block.keys)
         weights = self._weigh(tiles.scores(self.query, key, block))
-        drop_(weights, tiles.kept(block))
+        tiles.drop_(weights, tiles.noise(block))
         self.numerator.baddbmm_(weights, value)
         if self.values.spoilt is not None:
             self._spoil(weights, self.values.spoilt[:, :, block.keys])

@@ -27,7 +27,6 @@ from synopsis.attention.dropout import fresh_seed
 
 _FEWEST_ROWS = 256  # below, calling costs more than multiplying
 _PROBE_ERROR = 1e-5
-_HASHED_AT_ONCE = 1 << 17  # factors of dropout that are made in a core's cache
 _SCORES = 1 << 23  # scores held at once, 16 MiB of bfloat16: more are not worth storing
 _Context: TypeAlias = Any  # of an autograd.Function
 
@@ -61,27 +60,19 @@ class Dropout(nn.Dropout):
         hashed = self.training and 0.0 < self.p < 1.0 and x.numel() > 0 and x.dim() > 0
         if not (hashed and x.device.type == "cpu" and _is_plain()):
             return super().forward(x)
-        factors = _factors(x.numel() // x.shape[-1], x.shape[-1], self.p, x.dtype)
-        dropped: Tensor = x * factors.view(x.shape)
+        dropped: Tensor = _Dropped.apply(x, Hashed(self.p, fresh_seed()))
         return dropped
 
 
-def _factors(
-    rows: int, columns: int, p: float, dtype: torch.dtype
-) -> Float[Tensor, "rows columns"]:
-    """0 or 1/(1 − p), some rows at a time."""
-    hashed = Hashed(p, fresh_seed())
-    zero = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
-    of_rows = hashed.rows(zero, zero, torch.arange(rows).view(1, 1, -1, 1))
-    of_columns = hashed.columns(torch.arange(columns).view(1, 1, 1, -1))
-    step = max(1, _HASHED_AT_ONCE // columns)
-    bits = torch.empty(step * columns, dtype=torch.int32)
-    factors = torch.empty(rows, columns, dtype=dtype)
-    for start in range(0, rows, step):
-        some = slice(start, min(start + step, rows))
-        kept = hashed.kept(of_rows[:, :, some], of_columns, bits)  # −1 or 0
-        factors[some].copy_(kept.neg_().view(-1, columns)).mul_(hashed.gain)
-    return factors
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: _Context, x: Tensor, dropout: Hashed) -> Tensor:
+        ctx.dropout = dropout
+        return dropout.of_features(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None]:
+        return _Dropped.apply(grad, ctx.dropout), None  # the gradient of a factor is that factor
 
 
 def linear(
