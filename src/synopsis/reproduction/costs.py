@@ -24,11 +24,9 @@ MIB, GIB = 2**20, 2**30
 MOST_BYTES = 4 * GIB
 PATIENCE = 20.0  # CPU-seconds of one call
 _WARM_UP = 64  # points of the calls before the measured ones
-_ENOUGH_SECONDS, _MOST_CALLS = (
-    0.3,
-    2000,
-)  # short calls are repeated for their mean: clocks may be coarse
-_COUNTING = 2.0  # a call whose memory is counted takes up to so many times as long
+_ENOUGH_SECONDS = 0.3  # short calls are repeated for their mean: clocks may be coarse
+_MOST_CALLS = 2000
+COUNTING = 2.0  # a call whose memory is counted takes up to so many times as long
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def _exercise(process: Process, targets: int) -> None:
 
 def _costs(call: Callable[[], Any], patience: float) -> tuple[Any, dict[str, float]]:
     """The result of a call, and what it costs; a call that takes too long ends the process."""
-    peak, result = limited(lambda: measured_call(call), _COUNTING * patience)
+    peak, result = limited(lambda: measured_call(call), COUNTING * patience)
     begin = time.process_time()
     limited(call, patience)
     calls, spent = 1, time.process_time() - begin

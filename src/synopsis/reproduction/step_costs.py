@@ -19,7 +19,7 @@ import torch
 from synopsis.attention.forks import is_lack_of_memory
 from synopsis.attention.resident_memory import measured_call
 from synopsis.models import MODELS, Model
-from synopsis.reproduction.costs import GIB, limit_memory, limited
+from synopsis.reproduction.costs import COUNTING, GIB, limit_memory, limited
 from synopsis.reproduction.materialised import materialise
 from synopsis.tasks.sequences import SequenceBatch
 from synopsis.training.experiment import Component
@@ -122,7 +122,7 @@ def _measure_here(asked: dict[str, Any]) -> dict[str, float]:
     step(_random(2, min(_WARM_UP, config["length"]), config))
     batch = _random(asked["batch"], config["length"], config)
     limit_memory(round(asked["most_gib"] * GIB))
-    peak = limited(lambda: measured_call(lambda: step(batch))[0], asked["patience"])
+    peak = limited(lambda: measured_call(lambda: step(batch))[0], COUNTING * asked["patience"])
     begin, cpu_begin = time.perf_counter(), time.process_time()
     limited(lambda: step(batch), asked["patience"])
     cpu_seconds = time.process_time() - cpu_begin
