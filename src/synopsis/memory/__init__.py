@@ -2,7 +2,8 @@
 
 from synopsis.memory.base import Memory
 from synopsis.memory.causal_luna import CausalLuna, CausalLunaLayer, CausalLunaState
-from synopsis.memory.cmab import CMAB, CMABStack, CMABState
+from synopsis.memory.cmab import CMAB
+from synopsis.memory.cmab_stack import CMABStack, CMABState
 from synopsis.memory.conv_luna import ConvLunaLayer, SimplifiedConvLunaLayer, Temperatures
 from synopsis.memory.induced_set import InducedSetLayer, SetLikeLayer
 from synopsis.memory.linear_attention import (

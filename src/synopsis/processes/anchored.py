@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from synopsis.memory.base import Merges
-from synopsis.memory.cmab import CMABState
+from synopsis.memory.cmab_stack import CMABState
 from synopsis.memory.layers import perceptron
 from synopsis.processes.base import Process
 from synopsis.processes.cmanp import Trunk

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from synopsis.memory.base import Merges
-from synopsis.memory.cmab import CMAB, CMABStack, CMABState
+from synopsis.memory.cmab import CMAB
+from synopsis.memory.cmab_stack import CMABStack, CMABState
 from synopsis.memory.layers import CrossAttention, FeedForward, Residual, blank, perceptron
 from synopsis.processes.base import Process
 from synopsis.processes.heads import PredictiveDistribution, build_head
