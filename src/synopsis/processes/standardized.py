@@ -9,22 +9,17 @@ in, and from then on points go straight through.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from synopsis.processes.base import Process, build
+from synopsis.processes.given import Given, Kind, check_kinds
 from synopsis.processes.heads import PredictiveDistribution
-from synopsis.processes.missing import filled
 from synopsis.processes.scaling import FirstRows, Scale, Scaling
 from synopsis.states import State
-
-Kind = Literal["number", "phase", "lag"]
-_KINDS = ("number", "phase", "lag")
 
 
 @dataclass(frozen=True)
@@ -115,12 +110,15 @@ class Standardized(Process):
         kinds: Sequence[Kind] | None = None,
     ) -> None:
         inner = process if isinstance(process, Process) else build(process)
-        _check_arguments(inner, warmup, kinds)
+        if warmup < 2:
+            raise ValueError(f"a scaling needs a warm-up of at least 2 rows, not {warmup}")
+        check_kinds(inner, kinds)
         super().__init__(dim_x=inner.dim_x if kinds is None else len(kinds), dim_y=inner.dim_y)
         named = {"process": type(inner).__name__, "arguments": inner.config}
         listed = None if kinds is None else list(kinds)
         self.config = {"process": named, "warmup": warmup, "kinds": listed}
         self.process, self.warmup, self.kinds = inner, warmup, listed
+        self._given = Given(inner, listed)
         self.merges = inner.merges  # type: ignore[misc]  # it can do what the wrapped one can
         self.train(inner.training)
         padded = [*(kinds or ()), *["number"] * inner.dim_x][: inner.dim_x]
@@ -150,7 +148,7 @@ class Standardized(Process):
         rows = FirstRows(x, x.new_zeros(streams, self.warmup, self.dim_y), nobody)
         scaling = Scaling.of(rows)
         if scale is not None:
-            self._check_scale(scale)
+            self._given.check_scale(scale)
             scaling = Scaling.known(scale, streams, width, nobody.device)
             scaling = scaling.with_kinds(self.is_phase, self.is_lag)
         fixed = torch.full_like(nobody, scale is not None, dtype=torch.bool)
@@ -170,7 +168,7 @@ class Standardized(Process):
                 process that needs them all, or the state belongs to another process.
         """
         self._check_belongs(state)
-        x, y = self._points(xc, yc, mask)
+        x, y = self._given.points(xc, yc, mask)
         if not bool(state.fixed.all()):
             real = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
             rows, kept = state.rows.keep(x, y, real & ~state.fixed.unsqueeze(1))
@@ -188,11 +186,11 @@ class Standardized(Process):
             ValueError: when shapes do not fit, or the state belongs to another process.
         """
         self._check_belongs(state)
-        x = self._inputs(xt)
+        x = self._given.inputs(xt)
         if not bool(state.fixed.all()):
             state = self._provisional(state)
         scaling = state.scaling
-        predicted = self.process.predict(state.inner, scaling.inputs(x).to(self._dtype))
+        predicted = self.process.predict(state.inner, scaling.inputs(x).to(self._given.dtype))
         return predicted.affine(scaling.location_y.unsqueeze(1), scaling.scale_y.unsqueeze(1))
 
     def merge(self, a: StandardizedState, b: StandardizedState) -> StandardizedState:
@@ -260,55 +258,9 @@ class Standardized(Process):
     def _absorb(
         self, state: StandardizedState, x: Tensor, y: Tensor, mask: Tensor | None
     ) -> StandardizedState:
-        x, y = (v.to(self._dtype) for v in (state.scaling.inputs(x), state.scaling.outputs(y)))
+        scaling, dtype = state.scaling, self._given.dtype
+        x, y = scaling.inputs(x).to(dtype), scaling.outputs(y).to(dtype)
         return replace(state, inner=self.process.update(state.inner, x, y, mask))
-
-    def _points(self, xc: Tensor, yc: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Checked points in float64; what is masked out may be anything and becomes 0, a missing output stays NaN."""
-        expected = (*xc.shape[:2], self.dim_y)
-        if tuple(yc.shape) != expected:
-            shapes = f"x {tuple(xc.shape)}, not {tuple(yc.shape)}"
-            raise ValueError(f"y must be {expected} to go with {shapes}")
-        if mask is not None:
-            xc, yc = (v.masked_fill(~mask.unsqueeze(-1), 0.0) for v in (xc, yc))
-        _check_finite("y", filled(yc))
-        return self._inputs(xc), yc.double()
-
-    def _inputs(self, x: Tensor) -> Tensor:
-        """Checked inputs in float64, filled up with NaN to the width of the wrapped process."""
-        width = self.process.dim_x
-        if self.kinds is not None and x.shape[-1] != len(self.kinds):
-            raise ValueError(f"x has {x.shape[-1]} inputs but {len(self.kinds)} kinds were given")
-        if x.dim() != 3 or x.shape[-1] > width:
-            shape = tuple(x.shape)
-            raise ValueError(f"x must be (batch, points, at most {width} inputs), not {shape}")
-        if x.shape[-1] < width and not self._understands_nan:
-            raise ValueError(f"x has {x.shape[-1]} inputs but the process needs all {width}")
-        x = F.pad(x.double(), (0, width - x.shape[-1]), value=torch.nan)
-        _check_finite("x", x.masked_fill(x.isnan(), 0.0) if self._understands_nan else x)
-        return x
-
-    @cached_property
-    def _understands_nan(self) -> bool:
-        """Asked of the process itself: is its prediction finite when no input is given?"""
-        state = self.process.init()
-        shape = (1, 1, self.process.dim_x)
-        nothing = torch.full(shape, torch.nan, dtype=self._dtype, device=state.count.device)
-        with torch.no_grad():
-            return bool(self.process.predict(state, nothing).mean.isfinite().all())
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next((weight.dtype for weight in self.process.parameters()), torch.float64)
-
-    def _check_scale(self, scale: Scale) -> None:
-        inputs, outputs = len(scale.names), len(scale.location_y)
-        fits = inputs <= self.dim_x if self.kinds is None else inputs == self.dim_x
-        if not fits or outputs != self.dim_y:
-            raise ValueError(
-                f"the scale has {inputs} inputs and {outputs} outputs but the process takes "
-                f"{self.dim_x} and {self.dim_y}"
-            )
 
     def _check_belongs(self, state: StandardizedState) -> None:
         if state.fingerprint != self.fingerprint:
@@ -316,27 +268,3 @@ class Standardized(Process):
                 f"the state was made by process {state.fingerprint}, "
                 f"not by this one ({self.fingerprint})"
             )
-
-
-def _check_arguments(process: Process, warmup: int, kinds: Sequence[str] | None) -> None:
-    if warmup < 2:
-        raise ValueError(f"a scaling needs a warm-up of at least 2 rows, not {warmup}")
-    if kinds is None:
-        return
-    if len(kinds) > process.dim_x:
-        raise ValueError(f"there are {len(kinds)} inputs but the process takes {process.dim_x}")
-    for kind in kinds:
-        if kind not in _KINDS:
-            raise ValueError(f"an input is one of {', '.join(_KINDS)}, not {kind!r}")
-    if "lag" in kinds and process.dim_y != 1:
-        raise ValueError(f"a lag is a past value of one output, but there are {process.dim_y}")
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    finite = values.isfinite()
-    if not bool(finite.all()):
-        stream, point, column = (~finite).nonzero()[0].tolist()
-        raise ValueError(
-            f"{name} holds {values[stream, point, column].item()} in column {column} of point "
-            f"{point}, stream {stream}; leave such points out or mask them"
-        )
