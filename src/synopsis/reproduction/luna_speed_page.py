@@ -96,9 +96,9 @@ _HEAD = """# Training steps through a shared memory
 One step of training (forward, backward, AdamW) on {batch} sequences of {length:,} tokens without a pad, {threads}
 thread(s): a sequence classifier of 6 layers of width 128, 4 heads, feed-forward 512, dropout 0.1 of features and of
 attention weights, the published settings of ListOps. Every step is measured in a process of its own: memory first, then
-time in a second step. *CPU-s* is processor time, the figure to compare: wall time on a busy machine is longer. *peak*
-is resident memory beyond what was there before the step. *too long*: more than {patience:g} CPU-seconds; *too much*:
-asked for more than {most:g} GiB."""
+time, the median of three steps more, or of as many as a minute allows. *CPU-s* is processor time, the figure to
+compare: wall time on a busy machine is longer. *peak* is resident memory beyond what was there before the step. *too
+long*: more than {patience:g} CPU-seconds; *too much*: asked for more than {most:g} GiB."""
 
 _STEPS = f"""*{MICRO} at a time*: the gradient of the batch is summed over pieces of {MICRO} sequences
 (`micro_batch_size = {MICRO}`).

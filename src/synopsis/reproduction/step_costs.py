@@ -7,6 +7,7 @@ made at first use (kernels, the optimiser's moments) is counted.
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -26,7 +27,8 @@ from synopsis.training.experiment import Component
 from synopsis.training.pieces import pieces
 
 _WARM_UP = 64  # tokens of the step before the measured one
-_TOO_MUCH, _DIED = 3, 4  # exit codes of the measuring process
+_MOST_STEPS, _ENOUGH_SECONDS = 3, 60.0  # timed steps: so many, or until their CPU time is beyond it
+_TOO_MUCH = 3  # exit code of the measuring process
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,19 @@ def _measure_here(asked: dict[str, Any]) -> dict[str, float]:
     batch = _random(asked["batch"], config["length"], config)
     limit_memory(round(asked["most_gib"] * GIB))
     peak = limited(lambda: measured_call(lambda: step(batch))[0], COUNTING * asked["patience"])
-    begin, cpu_begin = time.perf_counter(), time.process_time()
-    limited(lambda: step(batch), asked["patience"])
-    cpu_seconds = time.process_time() - cpu_begin
-    return {"cpu_seconds": cpu_seconds, "seconds": time.perf_counter() - begin, "peak": peak}
+    cpu_seconds, seconds = _times(lambda: step(batch), asked["patience"])
+    return {"cpu_seconds": cpu_seconds, "seconds": seconds, "peak": peak}
+
+
+def _times(step: Callable[[], None], patience: float) -> tuple[float, float]:
+    """CPU-seconds and wall seconds of a step, each the median of what was taken."""
+    cpu, wall = list[float](), list[float]()
+    while len(cpu) < _MOST_STEPS and sum(cpu) < _ENOUGH_SECONDS:
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        limited(step, patience)
+        cpu.append(time.process_time() - cpu_begin)
+        wall.append(time.perf_counter() - begin)
+    return statistics.median(cpu), statistics.median(wall)
 
 
 def _random(batch: int, length: int, config: dict[str, Any]) -> SequenceBatch:
