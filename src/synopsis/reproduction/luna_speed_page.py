@@ -107,7 +107,10 @@ _STEPS = f"""*{MICRO} at a time*: the gradient of the batch is summed over piece
 every matrix of scores stored, on the batch that its memory allows, its CPU-seconds scaled to the batch of the other
 columns; *ours is faster by* compares these with the fastest of ours. *published code*: CPU-seconds of that code itself,
 measured before this table on a machine that others used too, for the same step, scaled in the same way; it needed 4.7
-GB for 2 sequences (Transformer) and 5.5 GB for 8 (Luna and ConvLuna with 256 cells)."""
+GB for 2 sequences (Transformer) and 5.5 GB for 8 (Luna and ConvLuna with 256 cells).
+
+CPU-seconds of steps that ask for gigabytes contain what the system takes to hand them out, and that differs from
+reading to reading; the steps of {MICRO} sequences at a time hardly know it."""
 
 _STREAM = """A simplified ConvLuna layer of width 64 with 4 heads and 16 cells packs random items that arrive in pieces
 of 10,000 (`synopsis.memory.ConvLuna`), and then the same items all at once. Peaks are measured anew for every tenth of
