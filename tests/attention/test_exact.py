@@ -324,10 +324,8 @@ def test_dropped_shares_are_uniform_and_independent():
         covariance = (a.float() - 0.7).mul(b.float() - 0.7).mean()
         assert abs(covariance) < 5 * sigma**2 / math.sqrt(a.numel())
     centred = (kept[0, 0].double() - 0.7) / sigma
-    for several in (
-        centred,
-        centred.mT,
-    ):  # of all pairs of queries, and of keys, none goes together
+    # of all pairs of queries, and of keys, none goes together
+    for several in (centred, centred.mT):
         together = (several @ several.mT / math.sqrt(several.shape[1])).fill_diagonal_(0.0)
         assert together.abs().max() < 6.5 and abs(together.var() - 1.0) < 0.1
     first, second = centred[:200, :200], centred[:200, 200:]

@@ -138,9 +138,10 @@ class Rules:
         asked, span = self._positions(queries, self.query_offset), Span(0, length)
         if self.is_causal:
             span = span & Span(0, asked.stop - self.key_offset)
-        if self._bounded is not None:
+        bounded = self._bounded
+        if bounded is not None:
             there = Span(span.start + self.key_offset, span.stop + self.key_offset)
-            found = self._bounded.keys(asked, there)
+            found = bounded.keys(asked, there)
             span = span & Span(found.start - self.key_offset, found.stop - self.key_offset)
         return span
 
@@ -178,7 +179,8 @@ class Rules:
             found = _both(found, kv_idx <= q_idx)
         if self.guarded and self.bias is not None:
             found = _both(found, _slice(self.bias, block) != -math.inf)
-        certain = self._bounded is not None and self._bounded.allows_all(queries, keys)
+        bounded = self._bounded
+        certain = bounded is not None and bounded.allows_all(queries, keys)
         if self.mask_mod is not None and not certain:
             found = _both(found, self.mask_mod(*self.indices(block, shape, device)))
         return found

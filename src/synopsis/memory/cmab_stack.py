@@ -3,19 +3,19 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synopsis.attention import SoftmaxSummary, fused
 from synopsis.memory.base import Merges
-from synopsis.memory.layers import split_heads
+from synopsis.memory.layers import blank, split_heads
 from synopsis.memory.layers_training import softmax_attention
-from synopsis.states import State, check_streams
-from synopsis.weights import Weights, fingerprint
+from synopsis.memory.ownership import Owner
+from synopsis.memory.packing import PackingState
 
 if TYPE_CHECKING:
     from synopsis.memory.cmab import CMAB
@@ -26,28 +26,10 @@ _FUSED = 16  # pieces shorter than this are not worth the kernel
 
 
 @dataclass(frozen=True)
-class CMABState(State):
-    """What one or several blocks keep of each stream.
-
-    Args:
-        summary: (m, d, n) of every learned query; rows ``(batch, blocks·heads, latents)``.
-        count: items seen by each stream.
-        fingerprint: of the weights that made it; other weights refuse it.
-    """
+class CMABState(PackingState):
+    """What one or several blocks keep of each stream; rows of the summary are ``(batch, blocks·heads, latents)``."""
 
     kind: ClassVar[str] = "cmab"
-    summary: SoftmaxSummary
-    count: Int[Tensor, " batch"]
-    fingerprint: str
-
-    def check(self) -> None:
-        """Raise ValueError unless every stream has a count, and sums are float64."""
-        if self.summary.denominator.dtype != torch.float64:
-            raise ValueError(f"sums are {self.summary.denominator.dtype}; they must be float64")
-        if self.count.shape != self.summary.maximum.shape[:1]:
-            raise ValueError(
-                f"{tuple(self.count.shape)} counts for {self.summary.maximum.shape[0]} streams"
-            )
 
 
 def _piece_length(rows: torch.Size, fused: bool) -> int:
@@ -72,7 +54,7 @@ class _Entrance(NamedTuple):
     bias: Float[Tensor, " two_rows_width"]
 
 
-class CMABStack(nn.Module):
+class CMABStack(Owner):
     """Blocks that see the same stream: conditioned in one pass, read one after the other.
 
     The blocks' context normalisations share mean and variance, so their gains fold into one key/value projection for
@@ -85,11 +67,14 @@ class CMABStack(nn.Module):
     merges: ClassVar[Merges] = "any order"
 
     def __init__(self, blocks: "Sequence[CMAB]") -> None:
-        super().__init__()
+        super().__init__(blocks=len(blocks))
         self.blocks: "Sequence[CMAB]" = nn.ModuleList(blocks)  # type: ignore[assignment]
-        self._weights: Weights | None = None
         self._entrance_of: tuple[object, _Entrance] | None = None
-        self._fingerprint_of: tuple[object, str] | None = None
+
+    @property
+    def owned(self) -> nn.Module:
+        """The blocks, under the names that they have without the stack."""
+        return cast(nn.ModuleList, self.blocks)
 
     def init(self, batch_shape: tuple[int, ...] = (1,)) -> CMABState:
         """A state that has seen nothing; ``batch_shape`` is ``(streams,)``."""
@@ -118,8 +103,7 @@ class CMABStack(nn.Module):
     ) -> CMABState:
         """Like :meth:`update` on items of ``shape`` (streams, length), embedded piece by piece when they are needed."""
         streams, length = shape
-        self._check_belongs(state)
-        check_streams(state, streams)
+        self.check_belongs(state, streams)
         entrance, summary = self._entrance(), state.summary
         step = _piece_length(summary.maximum.shape, fused=mask is None)
         for start in range(0, length, step):
@@ -132,17 +116,15 @@ class CMABStack(nn.Module):
 
     def merge(self, a: CMABState, b: CMABState) -> CMABState:
         """The state after both sets of items; ValueError when they belong to other weights."""
-        self._check_belongs(a)
-        self._check_belongs(b)
-        check_streams(a, len(b.count))
+        self.check_belongs(a, len(b.count))
+        self.check_belongs(b, len(a.count))
         return replace(a, summary=a.summary.merge(b.summary), count=a.count + b.count)
 
     def read(
         self, state: CMABState, latents: Float[Tensor, "batch latents dim"]
     ) -> list[Float[Tensor, "batch latents dim"]]:
         """Every block's answer, each asked with the answer of the one before."""
-        self._check_belongs(state)
-        check_streams(state, len(latents))
+        self.check_belongs(state, len(latents))
         return self._answers(state.summary.output.to(latents.dtype), latents)
 
     def encode(
@@ -172,9 +154,7 @@ class CMABStack(nn.Module):
         self, entrance: _Entrance, x: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of all blocks, (batch, rows, length, width); masked items become 0, so no NaN leaks."""
-        if mask is not None:
-            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        normed = F.layer_norm(x, x.shape[-1:])
+        normed = F.layer_norm(blank(x, mask), x.shape[-1:])
         both = split_heads(
             F.linear(normed, entrance.weight, entrance.bias), 2 * len(entrance.query)
         )
@@ -185,7 +165,7 @@ class CMABStack(nn.Module):
         """The projections, kept between calls until a weight is written to or has to learn."""
         if torch.is_grad_enabled() and any(p.requires_grad for p in self._of_entrance()):
             return self._project()
-        key = self._weights_version()
+        key = self.version()
         if self._entrance_of is None or self._entrance_of[0] != key:
             self._entrance_of = (key, self._project())
         return self._entrance_of[1]
@@ -209,31 +189,7 @@ class CMABStack(nn.Module):
         bias = torch.cat([w @ norm.bias for w, norm in keys + values])
         return _Entrance(torch.cat([block.query() for block in self.blocks]), weight, bias)
 
-    def train(self, mode: bool = True) -> Self:
-        """Change mode, and forget what was derived from the weights: fused optimisers change them unseen."""
-        self.forget()
-        return super().train(mode)
-
     def forget(self) -> None:
         """Drop what was derived from the weights."""
-        self._entrance_of = self._fingerprint_of = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Sixteen hex digits that only these weights have."""
-        key = self._weights_version()
-        if self._fingerprint_of is None or self._fingerprint_of[0] != key:
-            blocks = nn.ModuleList(self.blocks)
-            self._fingerprint_of = (key, fingerprint(blocks, {"blocks": len(self.blocks)}))
-        return self._fingerprint_of[1]
-
-    def _weights_version(self) -> object:
-        if self._weights is None:
-            self._weights = Weights(nn.ModuleList(self.blocks))
-        return self._weights.version()
-
-    def _check_belongs(self, state: CMABState) -> None:
-        if state.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"the state was made by weights {state.fingerprint}, not by these ({self.fingerprint})"
-            )
+        super().forget()
+        self._entrance_of = None

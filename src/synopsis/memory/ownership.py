@@ -27,14 +27,23 @@ class Owner(nn.Module):
         self._fingerprint_of: tuple[object, str] | None = None
 
     @property
+    def owned(self) -> nn.Module:
+        """The module whose weights count."""
+        return self
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits that only these weights in this configuration have."""
-        if self._weights is None:
-            self._weights = Weights(self)
-        version = self._weights.version()
+        version = self.version()
         if self._fingerprint_of is None or self._fingerprint_of[0] != version:
-            self._fingerprint_of = (version, fingerprint(self, self._configuration))
+            self._fingerprint_of = (version, fingerprint(self.owned, self._configuration))
         return self._fingerprint_of[1]
+
+    def version(self) -> object:
+        """Of the weights, for caches of what was derived from them: see :meth:`synopsis.weights.Weights.version`."""
+        if self._weights is None:
+            self._weights = Weights(self.owned)
+        return self._weights.version()
 
     def check_belongs(self, state: Any, streams: int) -> None:
         """Raise ValueError unless the state was made by these weights and is of so many streams."""
@@ -45,6 +54,10 @@ class Owner(nn.Module):
         check_streams(state, streams)
 
     def train(self, mode: bool = True) -> Self:
-        """Change mode, and forget the fingerprint: fused optimisers change weights unseen."""
-        self._fingerprint_of = None
+        """Change mode, and forget what was derived from the weights: fused optimisers change them unseen."""
+        self.forget()
         return super().train(mode)
+
+    def forget(self) -> None:
+        """Drop what was derived from the weights."""
+        self._fingerprint_of = None

@@ -167,7 +167,7 @@ class Standardized(Process):
             ValueError: when shapes do not fit, a real point is infinite, an input of it is NaN to a
                 process that needs them all, or the state belongs to another process.
         """
-        self._check_belongs(state)
+        self.check_belongs(state)
         x, y = self._given.points(xc, yc, mask)
         if not bool(state.fixed.all()):
             real = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
@@ -185,7 +185,7 @@ class Standardized(Process):
         Raises:
             ValueError: when shapes do not fit, or the state belongs to another process.
         """
-        self._check_belongs(state)
+        self.check_belongs(state)
         x = self._given.inputs(xt)
         if not bool(state.fixed.all()):
             state = self._provisional(state)
@@ -200,8 +200,8 @@ class Standardized(Process):
             ValueError: when a part is still in its warm-up, their scalings differ, or one belongs
                 to another process.
         """
-        self._check_belongs(a)
-        self._check_belongs(b)
+        self.check_belongs(a)
+        self.check_belongs(b)
         if a.count.shape != b.count.shape:
             streams = len(a.count), len(b.count)
             raise ValueError(f"states hold {streams} streams; they must agree")
@@ -261,10 +261,3 @@ class Standardized(Process):
         scaling, dtype = state.scaling, self._given.dtype
         x, y = scaling.inputs(x).to(dtype), scaling.outputs(y).to(dtype)
         return replace(state, inner=self.process.update(state.inner, x, y, mask))
-
-    def _check_belongs(self, state: StandardizedState) -> None:
-        if state.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"the state was made by process {state.fingerprint}, "
-                f"not by this one ({self.fingerprint})"
-            )
